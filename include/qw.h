@@ -1,0 +1,244 @@
+/* qw.h: the public door of qw, an engine for the open Qwen language models.
+ *
+ * Two objects and a request. A qw_model is an immutable, memory-mapped model file with its tokenizer;
+ * any thread may use it. A qw_engine owns all mutable state on a thread of its own. qw_submit() renders
+ * and tokenises in the caller's thread and queues the tokens; qw_poll() returns typed events; every
+ * accepted request ends in exactly one terminal event (QW_EVENT_DONE or QW_EVENT_ERROR).
+ *
+ *     qw_model *model;  qw_engine *engine;  qw_err err;
+ *     qw_model_options mo = qw_model_options_default();       mo.path = "model.gguf";
+ *     if (qw_model_open(&mo, &model, &err)) die(err.text);
+ *     qw_engine_options eo = qw_engine_options_default();
+ *     if (qw_engine_create(model, &eo, &engine, &err)) die(err.text);
+ *     qw_message msg = {.role = "user", .content = qw_text_of("Hello!")};
+ *     qw_request req = qw_request_default(model);  req.messages = &msg;  req.n_messages = 1;
+ *     uint64_t id;  qw_event ev;
+ *     if (qw_submit(engine, &req, &id, &err)) die(err.text);
+ *     while (qw_poll(engine, -1, &ev) && !qw_event_is_terminal(&ev))
+ *         if (ev.type == QW_EVENT_TEXT) fwrite(ev.text.s, 1, ev.text.n, stdout);
+ *     qw_engine_destroy(engine);  qw_model_close(model);
+ *
+ * Text is UTF-8. Sizes carry their unit. No call prints, exits or keeps a pointer it was given.
+ */
+#ifndef QW_H
+#define QW_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "qw_status.h"
+#include "qw_types.h" /* qw_text, qw_message, qw_tool_call */
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QW_VERSION "0.1.0"
+
+typedef struct qw_model qw_model;
+typedef struct qw_engine qw_engine;
+
+qw_text qw_text_of(const char *s); /* of a C string; NULL gives an empty text */
+
+/* ---- model ------------------------------------------------------------------------------------ */
+
+typedef struct qw_model_options {
+    const char *path;   /* a GGUF file; of a split model the first part */
+    bool exact;         /* float32 products on dequantised weights, float32 KV: the reference mode */
+    bool no_pack_cache; /* do not read or write the side file of packed weights; pack into memory */
+} qw_model_options;
+qw_model_options qw_model_options_default(void);
+
+/* Maps the file and checks it whole: container, hyper-parameters, every tensor's shape, vocabulary.
+ * All faults of the model are in one message. Does not touch the weights' pages. */
+qw_status qw_model_open(const qw_model_options *options, qw_model **out, qw_err *err);
+void qw_model_close(qw_model *model); /* after every engine on it was destroyed */
+
+typedef struct qw_model_info {
+    const char *path, *architecture, *name;      /* borrow from the model */
+    const char *quantization;                    /* the type most weights have, "Q4_K" */
+    const char *chat_format;                     /* "qwen2.5", or "none": no chat template is known */
+    uint64_t file_bytes, n_params;
+    uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, n_vocab;
+    uint32_t context_length;                     /* what the model was trained for, tokens */
+    bool has_tokenizer, has_fim;
+} qw_model_info;
+void qw_model_get_info(const qw_model *model, qw_model_info *out);
+
+/* ---- text ------------------------------------------------------------------------------------- */
+
+/* Token ids of a text, into *ids (the caller frees it with free()). With special = false control tokens
+ * in the text are plain text. QW_E_UNSUPPORTED when the file carries no tokenizer. */
+qw_status qw_tokenize(const qw_model *model, qw_text text, bool special, int32_t **ids, size_t *n,
+                      qw_err *err);
+/* The bytes of one token as the vocabulary stores them; control tokens give their name. */
+qw_text qw_token_text(const qw_model *model, int32_t id);
+
+/* ---- request ---------------------------------------------------------------------------------- */
+
+typedef struct qw_logit_bias {
+    int32_t token;
+    float bias; /* added to the logit; -100 or less bans the token */
+} qw_logit_bias;
+
+/* Order of work on the logits: bias, penalties, temperature, top-k, top-p, min-p, draw. */
+typedef struct qw_sampling {
+    float temperature;        /* 0: greedy */
+    int32_t top_k;            /* 0: off */
+    float top_p;              /* 1: off */
+    float min_p;              /* 0: off; relative to the most probable token */
+    float repetition_penalty; /* 1: off; over prompt and answer */
+    float presence_penalty;   /* 0: off; over generated tokens */
+    float frequency_penalty;  /* 0: off; over generated tokens */
+    uint64_t seed;            /* the draw at a position depends on (seed, position) alone */
+    const qw_logit_bias *bias;
+    size_t n_bias;            /* at most QW_LOGIT_BIAS_MAX */
+    int32_t top_logprobs;     /* -1: none; 0..QW_TOP_LOGPROBS_MAX alternatives beside the chosen token */
+} qw_sampling;
+
+enum {
+    QW_LOGIT_BIAS_MAX = 300,
+    QW_TOP_LOGPROBS_MAX = 20,
+    QW_STOP_MAX = 16,           /* stop strings of a request */
+    QW_STOP_BYTES_MAX = 256,    /* bytes of one */
+    QW_MESSAGES_MAX = 4096,
+    QW_PROMPT_BYTES_MAX = 64 << 20
+};
+
+typedef enum qw_prompt_kind {
+    QW_PROMPT_CHAT = 0, /* messages and tools through the model's chat format */
+    QW_PROMPT_RAW,      /* text, control tokens in it honoured only when raw_special */
+    QW_PROMPT_FIM,      /* fill in the middle between text and suffix (Coder models) */
+    QW_PROMPT_TOKENS    /* ids as they are */
+} qw_prompt_kind;
+
+typedef struct qw_request {
+    qw_prompt_kind kind;
+    const qw_message *messages; /* CHAT */
+    size_t n_messages;
+    qw_text tools;              /* CHAT: JSON text of an array of tool definitions, or empty */
+    qw_text text;               /* RAW: the prompt; FIM: what stands before */
+    qw_text suffix;             /* FIM: what stands after */
+    bool raw_special;
+    const int32_t *tokens;      /* TOKENS */
+    size_t n_tokens;
+
+    qw_sampling sampling;
+    int64_t max_tokens;         /* of the answer; 0: as many as the context still holds */
+    const char *const *stop;    /* the answer ends before one of these texts */
+    size_t n_stop;
+    bool ignore_eos;            /* go on after the end token, for measurements */
+    void *user;                 /* comes back in every event */
+} qw_request;
+/* The model card's sampling defaults (0.7 / 0.8 / 20 and repetition 1.05 for Qwen2.5), random seed. */
+qw_request qw_request_default(const qw_model *model);
+
+/* Token ids of a request's prompt as qw_submit would queue them; free() *ids. */
+qw_status qw_render(const qw_model *model, const qw_request *request, int32_t **ids, size_t *n, qw_err *err);
+
+/* ---- engine ----------------------------------------------------------------------------------- */
+
+typedef struct qw_engine_options {
+    int n_threads;          /* 0: the cores this process may use */
+    uint32_t context;       /* tokens a conversation may hold; 0: the model's own, at most 32768 */
+    uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY */
+    uint64_t memory_bytes_max; /* 0: what the machine has free */
+} qw_engine_options;
+qw_engine_options qw_engine_options_default(void);
+
+/* Where the memory goes, computed before the first allocation. */
+typedef struct qw_plan {
+    uint32_t context;
+    uint64_t weights_bytes; /* mapped: the model file, or the packed side file */
+    uint64_t packed_bytes;  /* of packed weights held in memory (0 when they are mapped) */
+    uint64_t kv_bytes;      /* keys and values of `context` tokens */
+    uint64_t scratch_bytes; /* activations, logits, per-thread space */
+    uint64_t total_bytes;
+    uint64_t available_bytes;
+} qw_plan;
+/* QW_E_MEMORY with a sentence that says what would fit; *out is filled either way. */
+qw_status qw_engine_plan(const qw_model *model, const qw_engine_options *options, qw_plan *out, qw_err *err);
+
+qw_status qw_engine_create(qw_model *model, const qw_engine_options *options, qw_engine **out, qw_err *err);
+/* Ends what runs and frees; events not polled yet are lost. */
+void qw_engine_destroy(qw_engine *engine);
+uint32_t qw_engine_context(const qw_engine *engine);
+int qw_engine_threads(const qw_engine *engine);
+
+/* Everything in the request is copied. Any thread. Errors: QW_E_ARG (a parameter), QW_E_LIMIT (the prompt
+ * does not fit the context: says both numbers), QW_E_BUSY (queue full). */
+qw_status qw_submit(qw_engine *engine, const qw_request *request, uint64_t *id, qw_err *err);
+/* Asks for the end of a request; its terminal event still comes (QW_FINISH_CANCELLED). Any thread. */
+void qw_cancel(qw_engine *engine, uint64_t id);
+
+typedef enum qw_event_type {
+    QW_EVENT_PROGRESS = 1, /* prefill: usage.prompt_tokens of them, usage.prefilled done */
+    QW_EVENT_TEXT,         /* a piece of the answer: whole characters, and the tokens behind it */
+    QW_EVENT_REASONING,    /* the same for thinking (models that think) */
+    QW_EVENT_TOOL_CALL,    /* one complete tool call (call is set) */
+    QW_EVENT_DONE,         /* terminal: finish, usage and timings are set */
+    QW_EVENT_ERROR         /* terminal: error is set; usage as far as it went */
+} qw_event_type;
+
+typedef enum qw_finish {
+    QW_FINISH_NONE = 0,
+    QW_FINISH_STOP,      /* end token or stop string */
+    QW_FINISH_LENGTH,    /* max_tokens reached */
+    QW_FINISH_CONTEXT,   /* the context is full */
+    QW_FINISH_CANCELLED
+} qw_finish;
+
+typedef struct qw_top_logprob {
+    int32_t token;
+    float logprob;
+} qw_top_logprob;
+
+typedef struct qw_event_token {
+    int32_t token;
+    float logprob;             /* natural log, of the model's distribution before sampling changed it */
+    const qw_top_logprob *top; /* most probable first */
+    size_t n_top;
+} qw_event_token;
+
+typedef struct qw_usage {
+    uint32_t prompt_tokens;
+    uint32_t cached_tokens;     /* of the prompt, reused from what the engine still held */
+    uint32_t prefilled;         /* of the prompt, computed so far */
+    uint32_t completion_tokens; /* the end token is counted */
+} qw_usage;
+
+typedef struct qw_timings {
+    int64_t queue_us, prefill_us, decode_us; /* waiting; prompt; answer after its first token */
+} qw_timings;
+
+typedef struct qw_event {
+    uint64_t request;
+    void *user;
+    qw_event_type type;
+    qw_text text;                  /* TEXT, REASONING; valid until the next qw_poll */
+    const qw_event_token *tokens;  /* tokens sampled since the last event; text may lag behind them */
+    size_t n_tokens;
+    const qw_tool_call *call;      /* TOOL_CALL */
+    qw_finish finish;              /* DONE */
+    const char *stop;              /* DONE: the stop string that ended it, or NULL */
+    qw_usage usage;
+    qw_timings timings;            /* DONE, ERROR */
+    qw_err error;                  /* ERROR */
+} qw_event;
+
+static inline bool qw_event_is_terminal(const qw_event *ev)
+{
+    return ev->type == QW_EVENT_DONE || ev->type == QW_EVENT_ERROR;
+}
+
+/* Takes the next event of any request. timeout_ms: 0 returns at once, -1 waits. False: none came. Called by
+ * one thread at a time. */
+bool qw_poll(qw_engine *engine, int timeout_ms, qw_event *out);
+/* A file descriptor that is readable while events wait, for event loops. Owned by the engine. */
+int qw_engine_fd(const qw_engine *engine);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,38 @@
+/* qw_types.h: plain data that passes through the public door and the layers below it.
+ *
+ * No functions, no ownership: whoever hands one of these over keeps the memory.
+ */
+#ifndef QW_TYPES_H
+#define QW_TYPES_H
+
+#include <stddef.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* A piece of UTF-8 text (or bytes, where said) that need not end in NUL. */
+typedef struct qw_text {
+    const char *s;
+    size_t n;
+} qw_text;
+
+typedef struct qw_tool_call {
+    const char *id;    /* may be NULL */
+    const char *name;
+    qw_text arguments; /* JSON text of an object */
+} qw_tool_call;
+
+typedef struct qw_message {
+    const char *role;  /* "system", "user", "assistant", "tool" */
+    qw_text content;   /* never becomes control tokens */
+    qw_text reasoning; /* thinking of an earlier answer, for models that keep it */
+    const qw_tool_call *tool_calls;
+    size_t n_tool_calls;
+    const char *tool_call_id; /* of a tool result; may be NULL */
+} qw_message;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,120 @@
+/* kernels.h: the one table of compute kernels.
+ *
+ * Each slot starts as plain reference C (ref/) and is raised upward by instruction-set level
+ * (x86/avx2*.c, x86/avx512*.c); qw_kernels_get() returns the finished table of a level. All kernels
+ * are pure functions over caller memory: no allocation, no global state, any thread.
+ *
+ * Exactness. Integer products are exact and every float step has one written order (ops.md of the
+ * docs), with fused multiply-adds where the text says fma: matrix products give the same bits on every
+ * level and for every number of columns. Kernels with transcendental functions (softmax, silu) agree
+ * within a bound but are the same bits for every batch on one level.
+ *
+ * Matrix products. A weight matrix W [rows, k] (row-major blocks) is packed once in groups of 16 rows
+ * (QW_GROUP_ROWS), interleaved so that one 64-byte load serves 16 rows x 4 consecutive k and a dot
+ * product ends in lanes. The last group is padded with zero rows. Activations x [n, k] are quantised
+ * once per product into records of act_bytes(), one a column, opaque outside the kernels.
+ * out[c * ld_out + row] = sum_k W[row, k] * x[c, k].
+ */
+#ifndef QW_KERNELS_KERNELS_H
+#define QW_KERNELS_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/cpu.h"
+#include "kernels/blocks.h"
+
+enum {
+    QW_GROUP_ROWS = 16,
+    QW_KV_TILE = 64,   /* positions in one attention tile, cut at absolute multiples */
+    QW_HEAD_DIM_MAX = 256
+};
+
+/* How activations are quantised; which one a packed form wants is fixed by the form. */
+typedef enum qw_act {
+    QW_ACT_Q8_32 = 0, /* int8, one float scale for 32 elements, with block sums */
+    QW_ACT_Q8_256,    /* int8, one float scale for 256 elements, with sums of 16 */
+    QW_ACT_COUNT
+} qw_act;
+
+/* Packed weight forms. */
+typedef enum qw_pack {
+    QW_PACK_NONE = 0, /* no packed form: the product runs on dequantised rows (dot_f32) */
+    QW_PACK_Q4_0,
+    QW_PACK_Q5_0,
+    QW_PACK_Q8_0,
+    QW_PACK_Q4_K,
+    QW_PACK_Q5_K,
+    QW_PACK_Q6_K,
+    QW_PACK_COUNT
+} qw_pack;
+
+/* Form of a type, QW_PACK_NONE where none exists. */
+qw_pack qw_pack_of(qw_type type);
+qw_act qw_pack_act(qw_pack pack);
+const char *qw_pack_name(qw_pack pack);
+/* Bytes of one group of 16 rows of k elements: a multiple of 64. k is a multiple of the type's block. */
+size_t qw_pack_group_bytes(qw_pack pack, size_t k);
+/* Packs n_rows (1..16) rows that start at src, each row_bytes after the last, into dst (64-byte aligned,
+ * qw_pack_group_bytes long); missing rows become zeros. */
+void qw_pack_group(qw_pack pack, const void *src, size_t row_bytes, size_t n_rows, size_t k, void *dst);
+
+/* Bytes of one quantised activation column of k elements: a multiple of 64. k is a multiple of 32
+ * (QW_ACT_Q8_32) or 256 (QW_ACT_Q8_256). */
+size_t qw_act_bytes(qw_act act, size_t k);
+
+/* Matrix product of n_groups packed groups with n_cols quantised columns: writes rows
+ * [0, 16 * n_groups) of out for each column. act: n_cols records of qw_act_bytes(), 64-byte aligned. */
+typedef void qw_gemm_fn(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,
+                        float *out, size_t ld_out);
+
+/* Attention of n_q queries over one tile of keys and values of one KV head.
+ *   q [n_q, hd]: already scaled by 1/sqrt(head_dim)
+ *   k_tile: QW_KV_TILE keys stored dimension-major [hd, QW_KV_TILE]; v_tile [QW_KV_TILE, hd];
+ *           element type f16 or f32 as the slot says
+ *   n_keys [n_q]: how many leading keys of this tile each query sees, 0..QW_KV_TILE
+ *   m, s [n_q] and o [n_q, hd]: running maximum, sum and weighted values; start at -INFINITY, 0, 0
+ * Score of a key: fma over d = 0..hd-1 in order. Keys of a tile are summed in order of position, and a
+ * tile's partial result (its own max, sum, values) is merged into the running one, so that bits depend
+ * only on the query, the keys before it and the absolute tile borders. */
+typedef void qw_attn_tile_fn(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
+                             const uint32_t *n_keys, float *m, float *s, float *o);
+
+typedef struct qw_kernels {
+    qw_isa isa;
+
+    /* x [k] floats -> one activation record. Rounding: nearest even of x * (127 / amax). */
+    void (*quantize_act[QW_ACT_COUNT])(const float *x, size_t k, void *record);
+    qw_gemm_fn *gemm[QW_PACK_COUNT]; /* [QW_PACK_NONE] is NULL */
+
+    /* out[c * ld_out] = sum over k of w[k] * x[c * ld_x + k]: 64 partial sums, element i to partial i % 64
+     * by fma, then a fixed pairwise tree. The product for F32, F16, BF16 and for --exact. */
+    void (*dot_f32)(const float *w, size_t k, const float *x, size_t ld_x, size_t n_cols, float *out,
+                    size_t ld_out);
+    /* One stored row of any implemented type to float, same bits as qw_dequantize_row. */
+    void (*dequantize_row)(qw_type type, const void *src, float *dst, size_t k);
+
+    /* out = x * rsqrt(mean(x^2) + eps) * w, all [k]; the mean with the partial sums of dot_f32. */
+    void (*rms_norm)(const float *x, const float *w, size_t k, float eps, float *out);
+    void (*add)(float *x, const float *y, size_t n); /* x += y */
+    /* out = silu(gate) * up, silu(g) = g / (1 + exp(-g)); out may be gate. */
+    void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
+    /* Rotates pairs (i, i + n/2) of x [n] in place (NeoX order): cos, sin [n/2] of this position. */
+    void (*rope)(float *x, const float *cos, const float *sin, size_t n);
+
+    void (*f32_to_f16)(const float *x, size_t n, qw_half *out);
+    void (*f16_to_f32)(const qw_half *x, size_t n, float *out);
+    qw_attn_tile_fn *attn_tile_f16;
+    qw_attn_tile_fn *attn_tile_f32;
+} qw_kernels;
+
+/* The table of a level, which must not be above qw_cpu_isa(). Built on first use; same pointer after. */
+const qw_kernels *qw_kernels_get(qw_isa isa);
+
+/* For each level one function raises the slots it has; called in order by qw_kernels_get. */
+void qw_kernels_init_ref(qw_kernels *t);
+void qw_kernels_init_avx2(qw_kernels *t);
+void qw_kernels_init_avx512(qw_kernels *t);
+void qw_kernels_init_avx512_vnni(qw_kernels *t);
+
+#endif

@@ -13,7 +13,11 @@
  * (QW_GROUP_ROWS), interleaved so that one 64-byte load serves 16 rows x 4 consecutive k and a dot
  * product ends in lanes. The last group is padded with zero rows. Activations x [n, k] are quantised
  * once per product into records of act_bytes(), one a column, opaque outside the kernels.
- * out[c * ld_out + row] = sum_k W[row, k] * x[c, k].
+ * out[c * ld_out + row] = sum_k W[row, k] * x[c, k], in this order (docs/kernels.md):
+ *   QW_ACT_Q8_32, per 32:   acc = fma((float)isum, dw * da, acc)
+ *   QW_ACT_Q8_256, per 256: acc = fma((float)sum(scale * isum), d * da, acc), then for types with minima
+ *                           acc = fma((float)sum(min * asum), -(dmin * da), acc)
+ * with exact int32 sums, a product of two scales rounded once, blocks in order of k, acc from 0.
  */
 #ifndef QW_KERNELS_KERNELS_H
 #define QW_KERNELS_KERNELS_H
@@ -32,8 +36,8 @@ enum {
 
 /* How activations are quantised; which one a packed form wants is fixed by the form. */
 typedef enum qw_act {
-    QW_ACT_Q8_32 = 0, /* int8, one float scale for 32 elements, with block sums */
-    QW_ACT_Q8_256,    /* int8, one float scale for 256 elements, with sums of 16 */
+    QW_ACT_Q8_32 = 0, /* int8, one float scale for 32 elements, with their sums */
+    QW_ACT_Q8_256,    /* int8, one float scale for 256 elements, with sums of 16 and of 32 */
     QW_ACT_COUNT
 } qw_act;
 
@@ -64,7 +68,10 @@ void qw_pack_group(qw_pack pack, const void *src, size_t row_bytes, size_t n_row
 size_t qw_act_bytes(qw_act act, size_t k);
 
 /* Matrix product of n_groups packed groups with n_cols quantised columns: writes rows
- * [0, 16 * n_groups) of out for each column. act: n_cols records of qw_act_bytes(), 64-byte aligned. */
+ * [0, 16 * n_groups) of out for each column. n_cols is any number from 1. packed: qw_pack_group_bytes() a
+ * group, 64-byte aligned; act: n_cols records of qw_act_bytes(), 64-byte aligned; out: any alignment. Up to
+ * 8 columns stream the weights once; more read them again, in chunks that fit L2, so a caller that hands
+ * out chunks of groups to threads loses nothing. */
 typedef void qw_gemm_fn(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,
                         float *out, size_t ld_out);
 
@@ -83,7 +90,8 @@ typedef void qw_attn_tile_fn(const void *k_tile, const void *v_tile, size_t hd, 
 typedef struct qw_kernels {
     qw_isa isa;
 
-    /* x [k] floats -> one activation record. Rounding: nearest even of x * (127 / amax). */
+    /* x [k] floats -> one activation record. Per group: q = nearest even of x * (127 / amax), d = amax / 127;
+     * a group whose amax is below 2^-120 is all zero with d = 0. NaN counts as 0, infinities as +-FLT_MAX. */
     void (*quantize_act[QW_ACT_COUNT])(const float *x, size_t k, void *record);
     qw_gemm_fn *gemm[QW_PACK_COUNT]; /* [QW_PACK_NONE] is NULL */
 

@@ -1,0 +1,19 @@
+/* kernels_private.h: the parts of the kernel table, one init function a part and level. Private to
+ * src/kernels; each raises the slots it has and leaves the others. Any thread, no state.
+ */
+#ifndef QW_KERNELS_KERNELS_PRIVATE_H
+#define QW_KERNELS_KERNELS_PRIVATE_H
+
+#include "kernels/kernels.h"
+
+/* Float slots: dot_f32 to attn_tile_f32. Bit-equal on every level. */
+void qw_float_init_ref(qw_kernels *t);
+void qw_float_init_avx2(qw_kernels *t);
+void qw_float_init_avx512(qw_kernels *t);
+
+/* Matrix products and the quantisation of their activations. Bit-equal on every level. */
+void qw_gemm_init_ref(qw_kernels *t);
+void qw_gemm_init_avx2(qw_kernels *t);
+void qw_gemm_init_avx512_vnni(qw_kernels *t);
+
+#endif

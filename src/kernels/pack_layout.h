@@ -1,0 +1,88 @@
+/* pack_layout.h: the bytes of packed weight groups and of quantised activations. Private to src/kernels.
+ *
+ * One layout for all levels, little-endian; docs/kernels.md draws it. A group is 16 rows. Quants come in
+ * "words": word j of 32 elements is 64 bytes that hold, for rows 0..15 in order, elements 4j..4j+3. A
+ * byte pair of words 2j (low nibble) and 2j+1 (high nibble) makes one 64-byte nibble line.
+ */
+#ifndef QW_KERNELS_PACK_LAYOUT_H
+#define QW_KERNELS_PACK_LAYOUT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/kernels.h"
+
+enum {
+    QW_LINE = 64,           /* bytes of a word, and of a cache line */
+    QW_WORDS = 8,           /* words of 32 elements */
+    QW_NIBBLE_LINES = 4,    /* nibble lines of 32 elements */
+    QW_HALF_LINE = 32,      /* 16 halves: one float scale per row */
+    QW_Q4_BYTES = 4 * 64,   /* 32 elements of 16 rows: nibbles */
+    QW_Q5_BYTES = 5 * 64,   /* one line of high bits (bit j: word j), then nibbles */
+    QW_Q6_BYTES = 6 * 64,   /* two lines of 2-bit fields (2j: word j, word 4 + j), then nibbles */
+    QW_Q8_BYTES = 8 * 64,   /* bytes, w + 128 */
+    QW_SUBS = 8             /* 32s of a 256-block */
+};
+
+/* Q4_0, Q5_0, Q8_0 and Q6_K groups: the rows' half scales of all blocks first (n_blocks x 16 halves,
+ * padded to a line), then the blocks. */
+static inline size_t qw_scales_bytes(size_t n_blocks)
+{
+    return (n_blocks * QW_HALF_LINE + QW_LINE - 1) / QW_LINE * QW_LINE;
+}
+
+/* Q4_K and Q5_K: blocks with everything inside. The 6-bit integers: byte 4r + i of line v holds for row r
+ *   line 0: scale of sub-block i    | low 2 bits of the minimum of sub-block 4 + i, at bits 6-7
+ *   line 1: scale of sub-block 4 + i | middle 2 bits
+ *   line 2: minimum of sub-block i  | high 2 bits */
+typedef struct qw_packed_kq {
+    qw_half d[QW_GROUP_ROWS], dmin[QW_GROUP_ROWS];
+    uint8_t scales[3][QW_LINE];
+    uint8_t quants[]; /* 8 x QW_Q4_BYTES or QW_Q5_BYTES */
+} qw_packed_kq;
+
+/* Q6_K: byte 4r + i of line v holds the scale of row r for the 16 elements 4v + i. */
+typedef struct qw_packed_q6k {
+    int8_t scales[4][QW_LINE];
+    uint8_t quants[QW_SUBS][QW_Q6_BYTES];
+} qw_packed_q6k;
+
+enum {
+    QW_Q4K_BYTES = 256 + QW_SUBS * QW_Q4_BYTES, /* 2304: 4.5 bits a weight */
+    QW_Q5K_BYTES = 256 + QW_SUBS * QW_Q5_BYTES, /* 2816: 5.5 */
+    QW_Q6K_BYTES = 256 + QW_SUBS * QW_Q6_BYTES  /* 3328, and 32 of scales in front: 6.5625 */
+};
+_Static_assert(sizeof(qw_packed_kq) == 256, "packed in the struct's order");
+_Static_assert(sizeof(qw_packed_q6k) == QW_Q6K_BYTES, "packed in the struct's order");
+
+/* Activations. Besides the quants a record holds their sums as the kernels want them: an unsigned weight
+ * w + o needs -o * sum of activations as the start of its integer sum. "Lane" sums are those of elements
+ * 4i, 4i+1 ([0]) and 4i+2, 4i+3 ([1]), for kernels that sum in 16-bit lanes. */
+typedef struct qw_act32 {
+    int8_t q[32];
+    float d;
+    int32_t neg_sum;     /* -sum(q) */
+    int16_t neg_lane[2]; /* the same by lane: |.| <= 2032 */
+} qw_act32;
+
+typedef struct qw_act256 {
+    int8_t q[256];
+    int32_t neg_sum16[16];     /* -32 * sum of 16 elements */
+    int16_t neg_lane16[16][2]; /* the same by lane: |.| <= 32512 */
+    int16_t sum32[4][2];       /* sums of 32 elements in the order (0,2) (1,3) (4,6) (5,7): how the packed
+                                  minima come apart into 16-bit pairs */
+    float d;
+    uint8_t pad[44];           /* to whole lines; zero */
+} qw_act256;
+
+_Static_assert(sizeof(qw_act32) == 44, "records are arrays of this");
+_Static_assert(sizeof(qw_act256) == 448, "records are arrays of this");
+
+/* Sub-block of each entry of sum32, in memory order. */
+static const uint8_t qw_sum32_order[QW_SUBS] = {0, 2, 1, 3, 4, 6, 5, 7};
+
+/* Quantisation of a group of activations: amax below this makes the group zero, so that 127 / amax stays
+ * finite. Non-finite inputs: NaN counts as 0, infinities as +-FLT_MAX. */
+#define QW_ACT_AMAX_MIN 0x1p-120f
+
+#endif

@@ -1,0 +1,64 @@
+/* float_avx2.h: the project's exponential on 8 lanes and the fold of 64 partials, for the AVX2 files.
+ * Bit-equal to exp_ref(), fold_sum() and fold_max() of ref/float_ref.c. Any thread.
+ */
+#ifndef QW_KERNELS_X86_FLOAT_AVX2_H
+#define QW_KERNELS_X86_FLOAT_AVX2_H
+
+#include <immintrin.h>
+#include <math.h>
+
+#include "kernels/exp_const.h"
+#include "kernels/kernels.h"
+
+/* Attention slots; called by qw_float_init_avx2(). */
+void qw_attn_init_avx2(qw_kernels *t);
+
+/* exp(x) for x <= QW_EXP_MAX or NaN. */
+static inline __m256 exp256_nonpos(__m256 x)
+{
+    const __m256 magic = _mm256_set1_ps(QW_EXP_MAGIC), one = _mm256_set1_ps(1.0f);
+    __m256 under = _mm256_cmp_ps(x, _mm256_set1_ps(QW_EXP_MIN), _CMP_LT_OQ);
+    __m256 nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+    __m256 t = _mm256_fmadd_ps(x, _mm256_set1_ps(QW_EXP_LOG2E), magic);
+    __m256 n = _mm256_sub_ps(t, magic);
+    __m256 r = _mm256_fmadd_ps(n, _mm256_set1_ps(-QW_EXP_LN2_HI), x);
+    r = _mm256_fmadd_ps(n, _mm256_set1_ps(-QW_EXP_LN2_LO), r);
+    __m256 p = _mm256_fmadd_ps(_mm256_set1_ps(QW_EXP_C6), r, _mm256_set1_ps(QW_EXP_C5));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(QW_EXP_C4));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(QW_EXP_C3));
+    p = _mm256_fmadd_ps(p, r, _mm256_set1_ps(QW_EXP_C2));
+    p = _mm256_fmadd_ps(p, r, one);
+    p = _mm256_fmadd_ps(p, r, one);
+    __m256i scaled = _mm256_add_epi32(_mm256_castps_si256(p), _mm256_slli_epi32(_mm256_castps_si256(t), 23));
+    /* All ones is a NaN: `or` keeps NaN arguments NaN, whatever the shifted bits made of them. */
+    return _mm256_or_ps(_mm256_andnot_ps(under, _mm256_castsi256_ps(scaled)), nan);
+}
+
+static inline __m256 exp256(__m256 x)
+{
+    __m256 over = _mm256_cmp_ps(x, _mm256_set1_ps(QW_EXP_MAX), _CMP_GT_OQ);
+    return _mm256_blendv_ps(exp256_nonpos(x), _mm256_set1_ps(INFINITY), over);
+}
+
+/* p: 8 vectors, vector i holds partials 8 i .. 8 i + 7 */
+static inline float fold256_sum(const __m256 p[8])
+{
+    __m256 even = _mm256_add_ps(_mm256_add_ps(p[0], p[4]), _mm256_add_ps(p[2], p[6]));
+    __m256 odd = _mm256_add_ps(_mm256_add_ps(p[1], p[5]), _mm256_add_ps(p[3], p[7]));
+    __m256 y = _mm256_add_ps(even, odd);
+    __m128 x = _mm_add_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
+}
+
+static inline float fold256_max(const __m256 p[8])
+{
+    __m256 even = _mm256_max_ps(_mm256_max_ps(p[0], p[4]), _mm256_max_ps(p[2], p[6]));
+    __m256 odd = _mm256_max_ps(_mm256_max_ps(p[1], p[5]), _mm256_max_ps(p[3], p[7]));
+    __m256 y = _mm256_max_ps(even, odd);
+    __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
+    x = _mm_max_ps(x, _mm_movehl_ps(x, x));
+    return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+#endif

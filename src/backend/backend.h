@@ -1,0 +1,120 @@
+/* backend.h: the operations a forward pass is made of, on some device.
+ *
+ * The model calls these and nothing below them; a device is one implementation of the table (cpu/). All
+ * tensors are float32, row-major, one row per (sequence, position); `ld` is the distance between rows in
+ * elements. Every operation treats rows independently, so that a row's bits do not depend on the batch.
+ * One thread at a time (the engine's); the backend spreads the work itself. Nothing here allocates after
+ * create.
+ */
+#ifndef QW_BACKEND_BACKEND_H
+#define QW_BACKEND_BACKEND_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/status.h"
+#include "kernels/blocks.h"
+#include "kernels/kernels.h"
+
+/* A weight matrix [rows, k]. `packed` is set by qw_weights (model/) when a packed form exists. */
+typedef struct qw_weight {
+    const char *name;
+    qw_type type;
+    size_t rows, k;
+    const uint8_t *data; /* blocks as the file has them; borrows from the mapping */
+    size_t row_bytes;
+    qw_pack pack;        /* form of `packed`, or QW_PACK_NONE: computed on dequantised rows */
+    const void *packed;  /* [ceil(rows / 16)] groups of qw_pack_group_bytes(); borrows */
+} qw_weight;
+
+/* One product of a group that shares its input: out[r, :] = W x[r, :] + bias. */
+typedef struct qw_linear {
+    const qw_weight *w;
+    const float *bias; /* [rows] or NULL */
+    float *out;        /* [n_rows, ld], ld >= rows */
+    size_t ld;
+} qw_linear;
+
+/* Where one row of a batch stands in its sequence's keys and values. */
+typedef struct qw_kv_row {
+    uint8_t *const *pages; /* page of position p: pages[p / QW_KV_TILE] */
+    uint32_t pos;
+} qw_kv_row;
+
+typedef enum qw_kv_type { QW_KV_F16 = 0, QW_KV_F32 } qw_kv_type;
+
+/* Shape of attention and of a page. A page holds QW_KV_TILE positions of all layers:
+ * [layer][kv head]{ keys [head_dim][QW_KV_TILE], values [QW_KV_TILE][head_dim] }. */
+typedef struct qw_kv_shape {
+    qw_kv_type type;
+    uint32_t n_layers, n_heads, n_kv_heads, head_dim;
+} qw_kv_shape;
+
+static inline size_t qw_kv_tile_bytes(const qw_kv_shape *s)
+{
+    return (size_t)s->head_dim * QW_KV_TILE * (s->type == QW_KV_F16 ? 2 : 4);
+}
+static inline size_t qw_kv_page_bytes(const qw_kv_shape *s)
+{
+    return 2 * qw_kv_tile_bytes(s) * s->n_kv_heads * s->n_layers;
+}
+/* Offset of a head's key tile in a page; its value tile follows. */
+static inline size_t qw_kv_offset(const qw_kv_shape *s, uint32_t layer, uint32_t kv_head)
+{
+    return 2 * qw_kv_tile_bytes(s) * ((size_t)layer * s->n_kv_heads + kv_head);
+}
+
+typedef struct qw_backend qw_backend;
+
+typedef struct qw_backend_ops {
+    const char *name;
+    void (*destroy)(qw_backend *be);
+
+    /* out[r, 0..k) = row tokens[r] of w. */
+    void (*embed)(qw_backend *be, const qw_weight *w, const int32_t *tokens, size_t n_rows, float *out, size_t ld);
+    /* out[r] = RMSNorm(x[r]) * w over k elements. */
+    void (*rms_norm)(qw_backend *be, const float *x, const float *w, size_t n_rows, size_t k, size_t ld, float eps,
+                     float *out);
+    /* n_products products of one input x [n_rows, ld_x]. */
+    void (*linear)(qw_backend *be, const float *x, size_t ld_x, size_t n_rows, const qw_linear *products,
+                   size_t n_products);
+    /* x[r] += y[r]. */
+    void (*add)(qw_backend *be, float *x, const float *y, size_t n_rows, size_t k, size_t ld);
+    /* gate[r] = silu(gate[r]) * up[r]. */
+    void (*silu_mul)(qw_backend *be, float *gate, const float *up, size_t n_rows, size_t k, size_t ld);
+    /* Rotates n_heads heads of head_dim in each row in place; cos, sin [n_rows, head_dim / 2]. */
+    void (*rope)(qw_backend *be, float *x, size_t n_rows, size_t ld, uint32_t n_heads, uint32_t head_dim,
+                 const float *cos, const float *sin);
+    /* Writes k, v [n_rows, n_kv_heads * head_dim] into the pages, in the stored type. */
+    void (*kv_store)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows, size_t n_rows,
+                     const float *k, const float *v, size_t ld);
+    /* Causal attention of q [n_rows, n_heads * head_dim] over positions 0..pos of each row's sequence, which
+     * kv_store has filled. out may be q. */
+    void (*attention)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows,
+                      size_t n_rows, const float *q, float *out, size_t ld);
+} qw_backend_ops;
+
+struct qw_backend {
+    const qw_backend_ops *ops;
+    /* device fields follow in the implementation's own struct */
+};
+
+/* ---- the CPU ---------------------------------------------------------------------------------- */
+
+typedef struct qw_pool qw_pool;
+
+/* What the scratch must hold, known from the model. */
+typedef struct qw_cpu_sizes {
+    size_t n_rows_max;  /* rows in one batch */
+    size_t k_max;       /* longest input of a product */
+    uint32_t head_dim;
+} qw_cpu_sizes;
+
+/* Bytes that qw_cpu_create will allocate, for the plan. */
+size_t qw_cpu_scratch_bytes(const qw_cpu_sizes *sizes, int n_threads);
+/* Borrows the pool. isa <= qw_cpu_isa(). */
+qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw_backend **out,
+                        qw_err *err) QW_MUST_CHECK;
+
+#endif

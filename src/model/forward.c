@@ -1,0 +1,146 @@
+/* forward.c: see forward.h. The layer loop reads like the paper; what a layer does is in block_*.c. */
+#include "model/forward.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+
+qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type)
+{
+    const qw_hparams *hp = &net->hp;
+    return (qw_kv_shape){.type = type, .n_layers = hp->n_layers, .n_heads = hp->n_heads,
+                         .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim};
+}
+
+static size_t max_size(size_t a, size_t b)
+{
+    return a > b ? a : b;
+}
+
+qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max)
+{
+    const qw_hparams *hp = &net->hp;
+    size_t k_max = max_size(max_size(hp->hidden, hp->ffn), (size_t)hp->n_heads * hp->head_dim);
+    return (qw_cpu_sizes){.n_rows_max = n_rows_max, .k_max = k_max, .head_dim = hp->head_dim};
+}
+
+/* Divides the arena, or only measures it when pass->arena is NULL. Every piece starts on a cache line. */
+static size_t divide(qw_pass *p, const qw_hparams *hp, size_t n)
+{
+    size_t q = (size_t)hp->n_heads * hp->head_dim, kv = (size_t)hp->n_kv_heads * hp->head_dim;
+    size_t half = hp->head_dim / 2;
+    struct piece {
+        float **ptr;
+        size_t n_floats;
+    } pieces[] = {
+        {&p->x, n * hp->hidden}, {&p->normed, n * hp->hidden}, {&p->q, n * q},     {&p->k, n * kv},
+        {&p->v, n * kv},         {&p->gate, n * hp->ffn},      {&p->up, n * hp->ffn}, {&p->cos, n * half},
+        {&p->sin, n * half},     {&p->inv_freq, half},
+    };
+    size_t at = 0;
+    for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
+        if (p->arena) *pieces[i].ptr = p->arena + at;
+        at += (pieces[i].n_floats + 15) / 16 * 16;
+    }
+    return at * sizeof(float);
+}
+
+size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max)
+{
+    qw_pass measure = {0};
+    return divide(&measure, &net->hp, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t));
+}
+
+/* theta^(-2i/d), rounded to float32 at the steps where the official implementation rounds
+ * (transformers, modeling_rope_utils): the angle of a late position depends on the last bit. */
+static void fill_inv_freq(float *inv_freq, uint32_t head_dim, float base)
+{
+    for (uint32_t i = 0; i < head_dim / 2; i++) {
+        float exponent = (float)(2 * i) / (float)head_dim;
+        inv_freq[i] = 1.0f / (float)pow((double)base, (double)exponent);
+    }
+}
+
+qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_t n_rows_max, qw_pass **out,
+                         qw_err *err)
+{
+    qw_pass *p = NULL;
+    qw_status status;
+    *out = NULL;
+    QW_TRY(qw_alloc(&p, 1, sizeof *p, "pass", err));
+    p->net = net;
+    p->be = be;
+    p->kv = qw_net_kv_shape(net, kv);
+    p->n_rows_max = n_rows_max;
+    QW_TRY_GOTO(qw_alloc(&p->kv_rows, n_rows_max, sizeof *p->kv_rows, "batch rows", err));
+    QW_TRY_GOTO(qw_alloc(&p->tokens, n_rows_max, sizeof *p->tokens, "batch tokens", err));
+    p->arena_bytes = divide(p, &net->hp, n_rows_max);
+    QW_TRY_GOTO(qw_alloc_aligned(&p->arena, p->arena_bytes, "activations", err));
+    divide(p, &net->hp, n_rows_max);
+    fill_inv_freq(p->inv_freq, net->hp.head_dim, net->hp.rope_base);
+    *out = p;
+    return QW_OK;
+fail:
+    qw_pass_destroy(p);
+    return status;
+}
+
+void qw_pass_destroy(qw_pass *p)
+{
+    if (!p) return;
+    if (p->arena) qw_free_aligned(p->arena, p->arena_bytes);
+    free(p->kv_rows);
+    free(p->tokens);
+    free(p);
+}
+
+static void fill_rope(qw_pass *p, const qw_row *rows)
+{
+    size_t half = p->net->hp.head_dim / 2;
+    for (size_t r = 0; r < p->n_rows; r++) {
+        for (size_t i = 0; i < half; i++) {
+            float angle = (float)rows[r].pos * p->inv_freq[i];
+            double s, c;
+            sincos((double)angle, &s, &c);
+            p->cos[r * half + i] = (float)c;
+            p->sin[r * half + i] = (float)s;
+        }
+    }
+}
+
+void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
+{
+    const qw_net *net = p->net;
+    QW_ASSERT(n_rows >= 1 && n_rows <= p->n_rows_max);
+    p->n_rows = n_rows;
+    for (size_t r = 0; r < n_rows; r++) {
+        QW_ASSERT(rows[r].token >= 0 && (uint32_t)rows[r].token < net->hp.n_vocab);
+        QW_ASSERT(rows[r].pos / QW_KV_TILE < rows[r].seq->n_pages);
+        p->tokens[r] = rows[r].token;
+        p->kv_rows[r] = (qw_kv_row){.pages = rows[r].seq->pages, .pos = rows[r].pos};
+    }
+    fill_rope(p, rows);
+    p->be->ops->embed(p->be, &net->embed, p->tokens, n_rows, p->x, net->hp.hidden);
+    for (uint32_t il = 0; il < net->hp.n_layers; il++) {
+        const qw_layer *layer = &net->layers[il];
+        layer->mixer->forward(p, layer, il);
+        layer->ffn->forward(p, layer, il);
+    }
+}
+
+void qw_pass_logits(qw_pass *p, const uint32_t *rows, size_t n, float *out, size_t ld)
+{
+    const qw_net *net = p->net;
+    size_t h = net->hp.hidden;
+    QW_ASSERT(n <= p->n_rows_max);
+    if (n == 0) return;
+    for (size_t i = 0; i < n; i++) {
+        QW_ASSERT(rows[i] < p->n_rows);
+        p->be->ops->rms_norm(p->be, p->x + rows[i] * h, net->output_norm, 1, h, h, net->hp.rms_eps,
+                             p->normed + i * h);
+    }
+    qw_linear head = {.w = &net->head, .out = out, .ld = ld};
+    p->be->ops->linear(p->be, p->normed, h, n, &head, 1);
+}

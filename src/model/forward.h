@@ -1,0 +1,55 @@
+/* forward.h: the one forward pass, for prefill, decode and any batch of (sequence, position) rows.
+ *
+ * A qw_pass is the scratch of one batch on one backend, sized at create; nothing allocates afterwards.
+ * qw_forward fills pass->x with the last hidden states of all rows and writes their keys and values into the
+ * sequences; qw_pass_logits turns asked rows into logits. A row's bits depend on its own sequence's tokens
+ * and nothing else: not on other rows, not on how a prompt was cut, not on the number of threads.
+ * Engine thread only.
+ */
+#ifndef QW_MODEL_FORWARD_H
+#define QW_MODEL_FORWARD_H
+
+#include "model/net.h"
+#include "model/seq.h"
+
+typedef struct qw_row {
+    qw_seq *seq;   /* reserved up to pos */
+    uint32_t pos;  /* positions of a sequence come in order: all before are computed or earlier in the batch */
+    int32_t token; /* 0 <= token < n_vocab */
+} qw_row;
+
+struct qw_pass {
+    const qw_net *net;
+    qw_backend *be;
+    qw_kv_shape kv;
+    size_t n_rows_max, n_rows;
+    qw_kv_row *kv_rows;  /* [n_rows_max] */
+    int32_t *tokens;     /* [n_rows_max] */
+    float *x;            /* [n_rows, hidden]: the residual stream */
+    float *normed;       /* [n_rows, hidden] */
+    float *q;            /* [n_rows, n_heads * head_dim], then the attention's output */
+    float *k, *v;        /* [n_rows, n_kv_heads * head_dim] */
+    float *gate, *up;    /* [n_rows, ffn] */
+    float *cos, *sin;    /* [n_rows, head_dim / 2] of the rows' positions */
+    float *inv_freq;     /* [head_dim / 2] */
+    float *arena;        /* owns what the float pointers above divide */
+    size_t arena_bytes;
+};
+
+/* Shape of KV pages for this network. */
+qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type);
+/* What the backend's scratch must hold for batches of n_rows_max rows. */
+qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max);
+size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max);
+/* Borrows net and be. */
+qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_t n_rows_max, qw_pass **out,
+                         qw_err *err) QW_MUST_CHECK;
+void qw_pass_destroy(qw_pass *pass);
+
+/* 1 <= n_rows <= n_rows_max. Advances no sequence: the caller does, with qw_seq_advance. */
+void qw_forward(qw_pass *pass, const qw_row *rows, size_t n_rows);
+/* Logits of rows[i] of the last qw_forward: out[i * ld + token], i < n <= n_rows_max, ld >= n_vocab. May be
+ * called once per pass for any subset; overwrites scratch that forward no longer needs. */
+void qw_pass_logits(qw_pass *pass, const uint32_t *rows, size_t n, float *out, size_t ld);
+
+#endif

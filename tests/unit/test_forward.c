@@ -1,0 +1,299 @@
+/* test_forward.c: a row's logits are the same bits whatever shares its batch and however its prompt was cut.
+ *
+ * Runs from the repository's root on the committed tiny models, in default and in exact mode, on 1, 2 and 3
+ * threads: one pass over the whole prompt is the reference; every cut into two pieces, token by token, random
+ * pieces, and batches shared with other sequences must agree bit for bit. The state of sequences (fork, copy on
+ * write, truncate, page limits) is tested with the same yardstick.
+ */
+#include <stdarg.h>
+#include <stddef.h>
+#include <setjmp.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "model/runtime.h"
+#include "model/weights.h"
+
+enum { N = 150, SEQS = 4, SEED = 20240711 }; /* N crosses two attention tiles */
+
+typedef struct fixture {
+    qw_gguf *file;
+    qw_net *net;
+    qw_weights *weights;
+    qw_runtime rt;
+    int32_t tokens[N];
+    size_t n_vocab;
+    float *reference; /* [N, n_vocab] */
+    float *logits;    /* [N, n_vocab] */
+} fixture;
+
+static uint32_t rng_state;
+static uint32_t rng(uint32_t below)
+{
+    rng_state = rng_state * 1664525u + 1013904223u;
+    return (rng_state >> 8) % below;
+}
+
+static void open_fixture(fixture *f, const char *path, bool exact, int n_threads)
+{
+    qw_err err = {0};
+    qw_runtime_options o = {.n_threads = n_threads, .exact = exact, .n_rows_max = 256, .n_seqs = SEQS,
+                            .seq_tokens_max = 256};
+    memset(f, 0, sizeof *f);
+    if (qw_gguf_open(path, &f->file, &err) || qw_net_open(f->file, &f->net, &err) ||
+        qw_runtime_create(f->net, &o, &f->rt, &err)) {
+        fail_msg("%s", err.text);
+    }
+    if (!exact && qw_weights_create(f->net, NULL, f->rt.pool, &f->weights, &err)) fail_msg("%s", err.text);
+    f->n_vocab = f->net->hp.n_vocab;
+    f->reference = calloc(N * f->n_vocab, sizeof(float));
+    f->logits = calloc(N * f->n_vocab, sizeof(float));
+    rng_state = SEED;
+    for (int i = 0; i < N; i++) f->tokens[i] = (int32_t)rng((uint32_t)f->n_vocab);
+}
+
+static void close_fixture(fixture *f)
+{
+    qw_runtime_destroy(&f->rt);
+    qw_weights_destroy(f->weights);
+    qw_net_close(f->net);
+    qw_gguf_close(f->file);
+    free(f->reference);
+    free(f->logits);
+}
+
+static qw_seq *new_seq(fixture *f)
+{
+    qw_seq *seq;
+    assert_int_equal(qw_seq_create(f->rt.seqs, &seq, NULL), QW_OK);
+    return seq;
+}
+
+/* Appends tokens [seq->n_tokens, +n) of `tokens` in one pass and stores their logits by position. */
+static void append(fixture *f, qw_seq *seq, const int32_t *tokens, uint32_t n, float *logits)
+{
+    qw_row rows[N];
+    uint32_t all[N], first = seq->n_tokens;
+    assert_int_equal(qw_seq_reserve(seq, first + n, NULL), QW_OK);
+    for (uint32_t i = 0; i < n; i++) {
+        rows[i] = (qw_row){.seq = seq, .pos = first + i, .token = tokens[first + i]};
+        all[i] = i;
+    }
+    qw_forward(f->rt.pass, rows, n);
+    qw_seq_advance(seq, tokens + first, n);
+    if (logits) qw_pass_logits(f->rt.pass, all, n, logits + first * f->n_vocab, f->n_vocab);
+}
+
+static void check_bits(fixture *f, const char *what)
+{
+    for (size_t i = 0; i < N; i++) {
+        if (memcmp(f->logits + i * f->n_vocab, f->reference + i * f->n_vocab, f->n_vocab * sizeof(float)) != 0) {
+            fail_msg("%s: logits at position %zu differ from one pass over the whole prompt", what, i);
+        }
+    }
+    memset(f->logits, 0, N * f->n_vocab * sizeof(float));
+}
+
+static void whole(fixture *f)
+{
+    qw_seq *seq = new_seq(f);
+    append(f, seq, f->tokens, N, f->reference);
+    qw_seq_release(seq);
+}
+
+static void every_cut_in_two(fixture *f)
+{
+    for (uint32_t cut = 1; cut < N; cut++) {
+        qw_seq *seq = new_seq(f);
+        append(f, seq, f->tokens, cut, f->logits);
+        append(f, seq, f->tokens, N - cut, f->logits);
+        qw_seq_release(seq);
+        check_bits(f, "cut in two");
+    }
+}
+
+static void token_by_token(fixture *f)
+{
+    qw_seq *seq = new_seq(f);
+    for (uint32_t i = 0; i < N; i++) append(f, seq, f->tokens, 1, f->logits);
+    qw_seq_release(seq);
+    check_bits(f, "token by token");
+}
+
+static void random_pieces(fixture *f)
+{
+    for (int round = 0; round < 20; round++) {
+        qw_seq *seq = new_seq(f);
+        while (seq->n_tokens < N) {
+            uint32_t n = 1 + rng(40);
+            append(f, seq, f->tokens, n < N - seq->n_tokens ? n : N - seq->n_tokens, f->logits);
+        }
+        qw_seq_release(seq);
+        check_bits(f, "random pieces");
+    }
+}
+
+/* Our prompt rides in passes with rows of other sequences, in front, between and behind. */
+static void beside_others(fixture *f)
+{
+    for (int round = 0; round < 20; round++) {
+        qw_seq *seqs[SEQS];
+        uint32_t mine = 0;
+        for (int s = 0; s < SEQS; s++) seqs[s] = new_seq(f);
+        while (mine < N) {
+            qw_row rows[256];
+            uint32_t n_rows = 0, own[N], first = mine, n_own = 0, at[SEQS];
+            for (int s = 0; s < SEQS; s++) at[s] = seqs[s]->n_tokens;
+            for (int s = 1; s < SEQS; s++) assert_int_equal(qw_seq_reserve(seqs[s], at[s] + 12, NULL), QW_OK);
+            assert_int_equal(qw_seq_reserve(seqs[0], N, NULL), QW_OK);
+            while (n_rows < 30 && mine < N) {
+                int s = (int)rng(SEQS);
+                if (s == 0) {
+                    own[n_own++] = n_rows;
+                    rows[n_rows++] = (qw_row){.seq = seqs[0], .pos = mine, .token = f->tokens[mine]};
+                    mine++;
+                } else if (at[s] < seqs[s]->n_tokens + 12 && at[s] < 250) {
+                    rows[n_rows++] = (qw_row){.seq = seqs[s], .pos = at[s]++, .token = (int32_t)rng((uint32_t)f->n_vocab)};
+                }
+            }
+            qw_forward(f->rt.pass, rows, n_rows);
+            qw_pass_logits(f->rt.pass, own, n_own, f->logits + first * f->n_vocab, f->n_vocab);
+            for (uint32_t r = 0; r < n_rows; r++) qw_seq_advance(rows[r].seq, &rows[r].token, 1);
+        }
+        for (int s = 0; s < SEQS; s++) qw_seq_release(seqs[s]);
+        check_bits(f, "beside other sequences");
+    }
+}
+
+/* A fork goes its own way and the original is not disturbed; truncating and computing again gives the same. */
+static void fork_and_truncate(fixture *f)
+{
+    int32_t other[N];
+    qw_seq *seq = new_seq(f), *copy;
+    for (int i = 0; i < N; i++) other[i] = i < 70 ? f->tokens[i] : (int32_t)rng((uint32_t)f->n_vocab);
+    append(f, seq, f->tokens, 70, f->logits);
+    assert_int_equal(qw_seq_fork(seq, &copy, NULL), QW_OK);
+    append(f, copy, other, 50, NULL);
+    append(f, seq, f->tokens, N - 70, f->logits);
+    check_bits(f, "forked sequence");
+    qw_seq_release(seq);
+    /* the copy returns to the common part and then follows the original's tokens */
+    assert_int_equal(qw_seq_truncate(copy, 70, other, NULL), QW_OK);
+    append(f, copy, f->tokens, N - 70, f->logits);
+    memcpy(f->logits, f->reference, 70 * f->n_vocab * sizeof(float));
+    check_bits(f, "truncated fork");
+    qw_seq_release(copy);
+    assert_int_equal(qw_seq_pool_free_pages(f->rt.seqs), SEQS * 4);
+}
+
+static void run_model(const char *path, bool exact, int n_threads)
+{
+    fixture f;
+    open_fixture(&f, path, exact, n_threads);
+    whole(&f);
+    token_by_token(&f);
+    random_pieces(&f);
+    beside_others(&f);
+    fork_and_truncate(&f);
+    if (n_threads == 2) every_cut_in_two(&f);
+    close_fixture(&f);
+}
+
+static void all_threads(const char *path, bool exact)
+{
+    print_message("%s, %s, seed %d\n", path, exact ? "exact" : "default", SEED);
+    for (int n_threads = 1; n_threads <= 3; n_threads++) run_model(path, exact, n_threads);
+}
+
+static void test_float_model(void **state)
+{
+    (void)state;
+    all_threads("tests/fixtures/tiny-f32.gguf", false);
+}
+static void test_half_model(void **state)
+{
+    (void)state;
+    all_threads("tests/fixtures/tiny-tied-f16.gguf", false);
+}
+static void test_quantised_model(void **state)
+{
+    (void)state;
+    all_threads("tests/fixtures/tiny-q4km.gguf", false);
+}
+static void test_mixed_model(void **state)
+{
+    (void)state;
+    all_threads("tests/fixtures/tiny-mix.gguf", false);
+}
+static void test_exact_mode(void **state)
+{
+    (void)state;
+    all_threads("tests/fixtures/tiny-q4km.gguf", true);
+}
+
+/* The same bits on every number of threads, not only within one. */
+static void test_threads_agree(void **state)
+{
+    (void)state;
+    fixture f[3];
+    for (int t = 0; t < 3; t++) {
+        open_fixture(&f[t], "tests/fixtures/tiny-q4km.gguf", false, t + 1);
+        whole(&f[t]);
+    }
+    for (int t = 1; t < 3; t++) {
+        assert_memory_equal(f[0].reference, f[t].reference, N * f[0].n_vocab * sizeof(float));
+    }
+    for (int t = 0; t < 3; t++) close_fixture(&f[t]);
+}
+
+static void test_pages_run_out(void **state)
+{
+    (void)state;
+    fixture f;
+    qw_err err;
+    open_fixture(&f, "tests/fixtures/tiny-f32.gguf", false, 1);
+    qw_seq *seqs[SEQS + 1];
+    for (int s = 0; s < SEQS; s++) {
+        seqs[s] = new_seq(&f);
+        assert_int_equal(qw_seq_reserve(seqs[s], 256, &err), QW_OK);
+    }
+    assert_int_equal(qw_seq_reserve(seqs[0], 257, &err), QW_E_LIMIT);
+    seqs[SEQS] = new_seq(&f);
+    assert_int_equal(qw_seq_reserve(seqs[SEQS], 1, &err), QW_E_MEMORY);
+    assert_int_equal(seqs[SEQS]->n_pages, 0);
+    qw_seq_release(seqs[0]);
+    assert_int_equal(qw_seq_reserve(seqs[SEQS], 1, &err), QW_OK);
+    for (int s = 1; s <= SEQS; s++) qw_seq_release(seqs[s]);
+    close_fixture(&f);
+}
+
+/* A page that was given back reads as zeros for its next owner. */
+static void test_pages_are_clean(void **state)
+{
+    (void)state;
+    fixture f;
+    open_fixture(&f, "tests/fixtures/tiny-f32.gguf", false, 1);
+    qw_seq *seq = new_seq(&f);
+    append(&f, seq, f.tokens, 64, f.logits);
+    qw_seq_release(seq);
+    seq = new_seq(&f);
+    assert_int_equal(qw_seq_reserve(seq, 64, NULL), QW_OK);
+    size_t bytes = qw_kv_page_bytes(qw_seq_pool_shape(f.rt.seqs));
+    for (size_t i = 0; i < bytes; i++) assert_int_equal(seq->pages[0][i], 0);
+    qw_seq_release(seq);
+    close_fixture(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_float_model),     cmocka_unit_test(test_half_model),
+        cmocka_unit_test(test_quantised_model), cmocka_unit_test(test_mixed_model),
+        cmocka_unit_test(test_exact_mode),      cmocka_unit_test(test_threads_agree),
+        cmocka_unit_test(test_pages_run_out),   cmocka_unit_test(test_pages_are_clean),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

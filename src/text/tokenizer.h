@@ -28,10 +28,11 @@ void qw_tokens_free(qw_tokens *t);
 typedef enum qw_pre { QW_PRE_QWEN2 = 0, QW_PRE_QWEN35 } qw_pre;
 
 /* Reads tokenizer.ggml.* of a file and checks it (lengths agree, merges resolve, special ids in range).
- * QW_E_UNSUPPORTED when the file has no tokenizer or another kind. Borrows the strings of g. */
+ * QW_E_UNSUPPORTED when the file has no tokenizer or another kind. Copies what it needs of g. */
 qw_status qw_tokenizer_open_gguf(const qw_gguf *g, qw_tokenizer **out, qw_err *err) QW_MUST_CHECK;
 /* From plain data, for tests and for other containers: n tokens in the GPT-2 byte mapping, their GGUF
- * types (1 normal, 3 control, 4 user defined, 5 unused), merges "A B" in rank order. Copies all. */
+ * types (1 normal, 3 control, 4 user defined, 5 unused; NULL: all normal), merges "A B" in rank order.
+ * Copies all. */
 qw_status qw_tokenizer_open(const qw_text *tokens, const uint8_t *types, size_t n, const qw_text *merges,
                             size_t n_merges, qw_pre pre, qw_tokenizer **out, qw_err *err) QW_MUST_CHECK;
 void qw_tokenizer_close(qw_tokenizer *t);
@@ -42,6 +43,10 @@ size_t qw_tokenizer_n_vocab(const qw_tokenizer *t);
  * without it every text is plain. */
 qw_status qw_tokenizer_encode(const qw_tokenizer *t, const char *text, size_t n, bool special, qw_tokens *out,
                               qw_err *err) QW_MUST_CHECK;
+
+/* The first added token that lies within text[from, n), of several at one place the longest. False: none. */
+bool qw_tokenizer_find_added(const qw_tokenizer *t, const char *text, size_t n, size_t from, size_t *at,
+                             size_t *len, int32_t *id);
 
 /* Id of an added or normal token by its text ("<|im_end|>"), or -1. */
 int32_t qw_tokenizer_find(const qw_tokenizer *t, const char *text);

@@ -63,6 +63,7 @@ typedef struct qw_model_info {
     uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, n_vocab;
     uint32_t context_length;                     /* what the model was trained for, tokens */
     bool has_tokenizer, has_fim;
+    bool chat_template_known; /* false with a chat_format: recognised by likeness, a warning is due */
 } qw_model_info;
 void qw_model_get_info(const qw_model *model, qw_model_info *out);
 

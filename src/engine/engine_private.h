@@ -1,0 +1,105 @@
+/* engine_private.h: the engine's inside: jobs, events, and who may touch what.
+ *
+ * Callers' threads touch `queue`, `cancelled` and the counters under `lock`; the engine thread alone touches
+ * everything under "engine thread". Events travel through the bounded event queue (events.c).
+ */
+#ifndef QW_ENGINE_ENGINE_PRIVATE_H
+#define QW_ENGINE_ENGINE_PRIVATE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "base/buf.h"
+#include "engine/model.h"
+#include "engine/sampler.h"
+#include "engine/stop.h"
+#include "model/runtime.h"
+
+enum {
+    QW_CONTEXT_DEFAULT = 32768,
+    QW_BATCH_ROWS = 512,           /* rows in one pass */
+    QW_QUEUE_DEFAULT = 256,
+    QW_EVENTS_MAX = 4096,          /* waiting to be polled; then the engine waits for the reader */
+    QW_SAMPLER_BYTES_PER_TOKEN = 33 /* sampler arrays and the logits of one row */
+};
+
+/* A queued request: everything of it copied. */
+typedef struct qw_job {
+    struct qw_job *next;
+    uint64_t id;
+    void *user;
+    int32_t *tokens; /* owns; the prompt */
+    size_t n_tokens;
+    qw_sampling sampling;
+    qw_logit_bias *bias; /* owns */
+    char **stop;         /* owns; [n_stop] */
+    size_t n_stop;
+    int64_t max_tokens;
+    bool ignore_eos, fim;
+    atomic_bool cancelled;
+    int64_t submitted_us;
+} qw_job;
+
+void qw_job_free(qw_job *job);
+
+/* An event and the memory its pointers need. */
+typedef struct qw_event_node {
+    struct qw_event_node *next;
+    qw_event event;
+    char *text;                 /* owns */
+    qw_event_token token;
+    qw_top_logprob top[QW_TOP_LOGPROBS_MAX];
+    char stop[QW_STOP_BYTES_MAX + 1];
+} qw_event_node;
+
+typedef struct qw_event_queue {
+    pthread_mutex_t lock;
+    pthread_cond_t readable, writable;
+    qw_event_node *first, *last;
+    qw_event_node *current; /* the one the reader looks at */
+    size_t n;
+    int fd;                 /* eventfd: readable while n > 0 */
+    bool closed;            /* nobody will read any more */
+} qw_event_queue;
+
+qw_status qw_events_init(qw_event_queue *q, qw_err *err) QW_MUST_CHECK;
+void qw_events_free(qw_event_queue *q);
+/* Takes the node. Waits while the queue is full, unless it is closed or *cancelled becomes true: a cancelled
+ * request's reader may be the one who waits for the engine. */
+void qw_events_push(qw_event_queue *q, qw_event_node *node, const atomic_bool *cancelled);
+void qw_events_close(qw_event_queue *q);
+bool qw_events_poll(qw_event_queue *q, int timeout_ms, qw_event *out);
+
+struct qw_engine {
+    qw_model *model; /* borrows */
+    uint32_t context;
+    qw_runtime rt;
+    pthread_t thread;
+    bool thread_started;
+
+    pthread_mutex_t lock; /* guards the next five */
+    pthread_cond_t work;
+    qw_job *first, *last; /* waiting, in order of arrival */
+    uint32_t n_queue, n_queue_max;
+    bool stop;
+    qw_job *running;      /* set and cleared by the engine thread, under lock */
+    uint64_t next_id;
+    qw_err dead;          /* status != QW_OK: the model failed; nothing more is accepted */
+
+    qw_event_queue events;
+
+    /* engine thread */
+    qw_seq *seq;           /* state of the conversation computed last */
+    int32_t *seq_tokens;   /* [context]: its ids */
+    float *logits;         /* [n_vocab] */
+    qw_sampler *sampler;
+    int32_t *banned;       /* [n_banned]: padding rows of the vocabulary, never sampled */
+    size_t n_banned;
+};
+
+/* Runs one job to its terminal event (run.c). */
+void qw_engine_run_job(qw_engine *e, qw_job *job);
+/* What the engine's runtime is made with; `context` as in the plan. */
+qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, uint32_t context);
+
+#endif

@@ -1,0 +1,119 @@
+/* events.c: the bounded queue from the engine thread to the one who polls. See engine_private.h. */
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "engine/engine_private.h"
+
+qw_status qw_events_init(qw_event_queue *q, qw_err *err)
+{
+    pthread_condattr_t attr;
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&q->readable, &attr);
+    pthread_cond_init(&q->writable, &attr);
+    pthread_condattr_destroy(&attr);
+    q->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (q->fd < 0) return qw_fail_errno(err, "cannot make an event descriptor");
+    return QW_OK;
+}
+
+static void free_node(qw_event_node *node)
+{
+    if (!node) return;
+    free(node->text);
+    free(node);
+}
+
+void qw_events_free(qw_event_queue *q)
+{
+    while (q->first) {
+        qw_event_node *next = q->first->next;
+        free_node(q->first);
+        q->first = next;
+    }
+    free_node(q->current);
+    if (q->fd >= 0) close(q->fd);
+    pthread_cond_destroy(&q->readable);
+    pthread_cond_destroy(&q->writable);
+    pthread_mutex_destroy(&q->lock);
+}
+
+/* Milliseconds from now as an absolute time of the condition's clock. */
+static struct timespec deadline(int ms)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    t.tv_sec += ms / 1000;
+    t.tv_nsec += (long)(ms % 1000) * 1000000;
+    if (t.tv_nsec >= 1000000000) {
+        t.tv_sec++;
+        t.tv_nsec -= 1000000000;
+    }
+    return t;
+}
+
+void qw_events_push(qw_event_queue *q, qw_event_node *node, const atomic_bool *cancelled)
+{
+    uint64_t one = 1;
+    pthread_mutex_lock(&q->lock);
+    while (q->n >= QW_EVENTS_MAX && !q->closed && !atomic_load(cancelled)) {
+        struct timespec t = deadline(50); /* cancelled is not signalled: look again soon */
+        pthread_cond_timedwait(&q->writable, &q->lock, &t);
+    }
+    if (q->closed) {
+        free_node(node);
+    } else {
+        node->next = NULL;
+        if (q->last) q->last->next = node;
+        else q->first = node;
+        q->last = node;
+        if (q->n++ == 0 && write(q->fd, &one, sizeof one) < 0 && errno != EAGAIN) {
+            /* an eventfd below its maximum takes every write */
+            QW_ASSERT(!"eventfd refused a write");
+        }
+        pthread_cond_signal(&q->readable);
+    }
+    pthread_mutex_unlock(&q->lock);
+}
+
+void qw_events_close(qw_event_queue *q)
+{
+    pthread_mutex_lock(&q->lock);
+    q->closed = true;
+    pthread_cond_broadcast(&q->writable);
+    pthread_cond_broadcast(&q->readable);
+    pthread_mutex_unlock(&q->lock);
+}
+
+bool qw_events_poll(qw_event_queue *q, int timeout_ms, qw_event *out)
+{
+    struct timespec t = deadline(timeout_ms > 0 ? timeout_ms : 0);
+    uint64_t count;
+    bool got = false;
+    pthread_mutex_lock(&q->lock);
+    free_node(q->current);
+    q->current = NULL;
+    while (q->n == 0 && !q->closed && timeout_ms != 0) {
+        int rc = timeout_ms < 0 ? pthread_cond_wait(&q->readable, &q->lock)
+                                : pthread_cond_timedwait(&q->readable, &q->lock, &t);
+        if (rc == ETIMEDOUT) break;
+    }
+    if (q->n > 0) {
+        q->current = q->first;
+        q->first = q->first->next;
+        if (!q->first) q->last = NULL;
+        if (--q->n == 0 && read(q->fd, &count, sizeof count) < 0 && errno != EAGAIN) {
+            QW_ASSERT(!"eventfd refused a read");
+        }
+        pthread_cond_signal(&q->writable);
+        *out = q->current->event;
+        got = true;
+    }
+    pthread_mutex_unlock(&q->lock);
+    return got;
+}

@@ -1,0 +1,39 @@
+/* model.h: what is behind the public qw_model: file, network, tokenizer, chat format, packed weights.
+ *
+ * Immutable after open, apart from `weights`, which the first engine makes under `lock`.
+ */
+#ifndef QW_ENGINE_MODEL_H
+#define QW_ENGINE_MODEL_H
+
+#include <pthread.h>
+
+#include "qw.h"
+
+#include "formats/gguf.h"
+#include "model/net.h"
+#include "model/weights.h"
+#include "text/chat.h"
+#include "text/tokenizer.h"
+
+struct qw_model {
+    qw_gguf *file;           /* owns */
+    qw_net *net;             /* owns */
+    qw_tokenizer *tokenizer; /* owns; NULL when the file carries none */
+    qw_chat_format chat;
+    bool chat_known; /* the template is one we compared byte for byte, not a likeness */
+    bool exact, no_pack_cache;
+    char name[256];
+    pthread_mutex_t lock;
+    qw_weights *weights;     /* owns; NULL before the first engine and in exact mode */
+};
+
+/* Packs or maps the weights once for all engines; nothing to do in exact mode. */
+qw_status qw_model_prepare(qw_model *model, qw_pool *pool, qw_err *err) QW_MUST_CHECK;
+/* Bytes of weights that a pass reads, and how many of them will be held in anonymous memory. */
+void qw_model_weight_bytes(const qw_model *model, uint64_t *mapped, uint64_t *in_memory);
+/* True when a mapped file of the model shrank: what was computed since cannot be trusted. */
+bool qw_model_failed(const qw_model *model);
+/* Folder of side files, or false when they are off or there is no such place. */
+bool qw_model_cache_dir(const qw_model *model, char *out, size_t cap);
+
+#endif

@@ -1,0 +1,132 @@
+/* request.c: from a request to the token ids of its prompt, in the caller's thread. See qw.h. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+#include "engine/model.h"
+#include "engine/request.h"
+
+/* The model cards' recommendations; Qwen2.5 and its Coder and Math siblings share one. */
+static const qw_sampling qwen25_sampling = {
+    .temperature = 0.7f, .top_k = 20, .top_p = 0.8f, .repetition_penalty = 1.05f, .top_logprobs = -1};
+
+qw_request qw_request_default(const qw_model *model)
+{
+    (void)model; /* one family so far */
+    qw_request r = {.sampling = qwen25_sampling};
+    if (getrandom(&r.sampling.seed, sizeof r.sampling.seed, 0) != sizeof r.sampling.seed) r.sampling.seed = 0;
+    return r;
+}
+
+static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err)
+{
+    qw_rendered rendered = {0};
+    if (m->chat == QW_CHAT_NONE) {
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s has no chat format; use a raw prompt", qw_gguf_path(m->file));
+    }
+    if (r->n_messages == 0) return qw_fail(err, QW_E_ARG, "messages is empty: at least one message is needed");
+    if (r->n_messages > QW_MESSAGES_MAX) {
+        return qw_fail(err, QW_E_LIMIT, "%zu messages, at most %d are allowed", r->n_messages, QW_MESSAGES_MAX);
+    }
+    qw_status status = qw_chat_render(m->chat, r->messages, r->n_messages, r->tools, true, &rendered, err);
+    if (status == QW_OK) status = qw_chat_tokenize(m->tokenizer, &rendered, out, err);
+    qw_rendered_free(&rendered);
+    return status;
+}
+
+/* <|fim_prefix|>before<|fim_suffix|>after<|fim_middle|>, the order Qwen2.5-Coder was trained with. */
+static qw_status render_fim(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err)
+{
+    int32_t prefix, middle, suffix;
+    qw_tokenizer_fim(m->tokenizer, &prefix, &middle, &suffix);
+    if (prefix < 0 || middle < 0 || suffix < 0) {
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s cannot fill in the middle: its vocabulary has no FIM tokens",
+                       qw_gguf_path(m->file));
+    }
+    QW_TRY(qw_tokens_push(out, prefix, err));
+    QW_TRY(qw_tokenizer_encode(m->tokenizer, r->text.s, r->text.n, false, out, err));
+    QW_TRY(qw_tokens_push(out, suffix, err));
+    QW_TRY(qw_tokenizer_encode(m->tokenizer, r->suffix.s, r->suffix.n, false, out, err));
+    return qw_tokens_push(out, middle, err);
+}
+
+static qw_status copy_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err)
+{
+    for (size_t i = 0; i < r->n_tokens; i++) {
+        if (r->tokens[i] < 0 || (uint32_t)r->tokens[i] >= m->net->hp.n_vocab) {
+            return qw_fail(err, QW_E_ARG, "token %d at index %zu is not in the vocabulary of %u", r->tokens[i], i,
+                           m->net->hp.n_vocab);
+        }
+        QW_TRY(qw_tokens_push(out, r->tokens[i], err));
+    }
+    return QW_OK;
+}
+
+static size_t prompt_bytes(const qw_request *r)
+{
+    size_t n = r->text.n + r->suffix.n + r->tools.n;
+    for (size_t i = 0; i < r->n_messages && n <= QW_PROMPT_BYTES_MAX; i++) {
+        n += r->messages[i].content.n + r->messages[i].reasoning.n;
+    }
+    return n;
+}
+
+qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err)
+{
+    if (r->kind != QW_PROMPT_TOKENS && !m->tokenizer) {
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s carries no tokenizer: only token ids can be used with it",
+                       qw_gguf_path(m->file));
+    }
+    if (prompt_bytes(r) > QW_PROMPT_BYTES_MAX) {
+        return qw_fail(err, QW_E_LIMIT, "the prompt is longer than %d MiB", QW_PROMPT_BYTES_MAX >> 20);
+    }
+    switch (r->kind) {
+    case QW_PROMPT_CHAT: QW_TRY(render_chat(m, r, out, err)); break;
+    case QW_PROMPT_RAW:
+        QW_TRY(qw_tokenizer_encode(m->tokenizer, r->text.s, r->text.n, r->raw_special, out, err));
+        break;
+    case QW_PROMPT_FIM: QW_TRY(render_fim(m, r, out, err)); break;
+    case QW_PROMPT_TOKENS: QW_TRY(copy_tokens(m, r, out, err)); break;
+    default: return qw_fail(err, QW_E_ARG, "unknown kind of prompt %d", (int)r->kind);
+    }
+    if (out->n == 0) return qw_fail(err, QW_E_ARG, "the prompt is empty");
+    return QW_OK;
+}
+
+qw_status qw_render(const qw_model *m, const qw_request *r, int32_t **ids, size_t *n, qw_err *err)
+{
+    qw_tokens tokens = {0};
+    *ids = NULL;
+    *n = 0;
+    qw_status status = qw_request_tokens(m, r, &tokens, err);
+    if (status != QW_OK) {
+        qw_tokens_free(&tokens);
+        return status;
+    }
+    *ids = tokens.ids;
+    *n = tokens.n;
+    return QW_OK;
+}
+
+static qw_status check_stops(const qw_request *r, qw_err *err)
+{
+    if (r->n_stop > QW_STOP_MAX) {
+        return qw_fail(err, QW_E_ARG, "%zu stop strings, at most %d are allowed", r->n_stop, QW_STOP_MAX);
+    }
+    for (size_t i = 0; i < r->n_stop; i++) {
+        size_t n = strlen(r->stop[i]);
+        if (n == 0 || n > QW_STOP_BYTES_MAX) {
+            return qw_fail(err, QW_E_ARG, "stop string %zu has %zu bytes, want 1 to %d", i + 1, n, QW_STOP_BYTES_MAX);
+        }
+    }
+    return QW_OK;
+}
+
+qw_status qw_request_check(const qw_model *m, const qw_request *r, qw_err *err)
+{
+    QW_TRY(qw_sampling_check(&r->sampling, m->net->hp.n_vocab, err));
+    if (r->max_tokens < 0) {
+        return qw_fail(err, QW_E_ARG, "max_tokens is %lld, want 0 (no limit) or more", (long long)r->max_tokens);
+    }
+    return check_stops(r, err);
+}

@@ -1,0 +1,211 @@
+/* cli.h: what every command of the program shares: options, help, errors, opening a model.
+ *
+ * A command is `int qw_cmd_NAME(int argc, char **argv)`; argv[0] is its name, the result is the exit code.
+ * It describes its options in a table and lets qw_cli_parse() do the rest (help, unknown options, ranges):
+ *
+ *     int qw_cmd_bench(int argc, char **argv)
+ *     {
+ *         qw_cli_model model = {0};
+ *         qw_cli_ints prompts = {0};
+ *         int64_t n_runs = 5;
+ *         bool json = false;
+ *         const qw_cli_opt opts[] = {
+ *             QW_CLI_MODEL_OPTS(&model),
+ *             {'p', "prompt", QW_CLI_INTS, &prompts, "N,...", "prompt lengths in tokens (512)", 0, 1 << 20},
+ *             {'r', "repeat", QW_CLI_INT, &n_runs, "N", "runs of each test (5)", 1, 1000},
+ *             {0, "json", QW_CLI_FLAG, &json, NULL, "one JSON line a test", 0, 0},
+ *         };
+ *         const qw_cli_spec spec = {
+ *             .name = "bench", .usage = "[options]", .summary = "Measures prefill and decode speed.",
+ *             .opts = opts, .n_opts = QW_CLI_COUNT(opts), .examples = "qw bench -p 512,4096 -n 64 --json\n",
+ *         };
+ *         int rc = qw_cli_parse(&spec, &argc, argv);
+ *         if (rc != QW_CLI_GO) goto done;          // after --help or a usage error
+ *         ...
+ *     done:
+ *         qw_cli_ints_free(&prompts);
+ *         return rc;
+ *     }
+ *
+ * Main thread only. Exit codes: 0 ok, 1 failure, 2 wrong usage. An error is one line on standard error.
+ */
+#ifndef QW_CLI_CLI_H
+#define QW_CLI_CLI_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include "base/status.h"
+#include "qw.h"
+
+enum { QW_EXIT_OK = 0, QW_EXIT_FAILURE = 1, QW_EXIT_USAGE = 2 };
+enum { QW_CLI_GO = -1 }; /* of qw_cli_parse: the command goes on */
+enum { QW_CLI_PATH_MAX = 4096 };
+
+#define QW_CLI_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+/* ---- commands --------------------------------------------------------------------------------- */
+
+int qw_cmd_chat(int argc, char **argv);
+int qw_cmd_run(int argc, char **argv);
+int qw_cmd_tokenize(int argc, char **argv);
+int qw_cmd_logits(int argc, char **argv);
+int qw_cmd_bench(int argc, char **argv);
+int qw_cmd_eval(int argc, char **argv);
+int qw_cmd_serve(int argc, char **argv);
+int qw_cmd_pull(int argc, char **argv);
+int qw_cmd_list(int argc, char **argv);
+int qw_cmd_show(int argc, char **argv);
+int qw_cmd_verify(int argc, char **argv);
+int qw_cmd_rm(int argc, char **argv);
+
+/* ---- options ---------------------------------------------------------------------------------- */
+
+typedef struct qw_cli_ints {
+    int64_t *v; /* owns; qw_cli_ints_free */
+    size_t n;
+} qw_cli_ints;
+
+typedef struct qw_cli_strs {
+    const char **v; /* owns the array, borrows the texts from argv; qw_cli_strs_free */
+    size_t n;
+} qw_cli_strs;
+
+typedef enum qw_cli_kind { /* what `target` points to */
+    QW_CLI_FLAG,  /* bool: set to true */
+    QW_CLI_STR,   /* const char *: borrows from argv */
+    QW_CLI_STRS,  /* qw_cli_strs: each use of the option adds one */
+    QW_CLI_INT,   /* int64_t */
+    QW_CLI_INTS,  /* qw_cli_ints: numbers separated by commas; a later use replaces an earlier one */
+    QW_CLI_REAL   /* double */
+} qw_cli_kind;
+
+typedef struct qw_cli_opt {
+    char short_name;       /* 0: none */
+    const char *long_name; /* without the dashes; NULL: none */
+    qw_cli_kind kind;
+    void *target;          /* holds the default before parsing */
+    const char *arg;       /* name of the value in the help ("N"); NULL for a flag */
+    const char *help;      /* one line, the default in brackets */
+    double min, max;       /* range of numbers, both ends included; min == max: any */
+} qw_cli_opt;
+
+typedef struct qw_cli_spec {
+    const char *name;     /* "chat" */
+    const char *usage;    /* what follows "qw chat " in the usage line */
+    const char *summary;  /* one or more whole lines */
+    const qw_cli_opt *opts;
+    size_t n_opts;
+    int n_args_min, n_args_max; /* operands beside the options (0, 0: none) */
+    const char *details;  /* more lines after the options, or NULL */
+    const char *examples; /* one command a line, each line ended by \n */
+    const char *exits;    /* NULL: the usual "0 ok, 1 failure, 2 wrong usage" */
+} qw_cli_spec;
+
+/* Sets the targets. Operands are moved to argv[1..*argc - 1], in their order. Returns QW_CLI_GO, or the exit
+ * code after --help (0, printed on standard output) or a usage error (2, one line on standard error). */
+int qw_cli_parse(const qw_cli_spec *spec, int *argc, char **argv) QW_MUST_CHECK;
+void qw_cli_ints_free(qw_cli_ints *ints);
+void qw_cli_strs_free(qw_cli_strs *strs);
+
+/* ---- model and engine ------------------------------------------------------------------------- */
+
+typedef struct qw_cli_model { /* zeroed: the defaults */
+    const char *name;         /* catalogue name or path; NULL: the default model */
+    int64_t n_threads;        /* 0: the cores this process may use */
+    int64_t context;          /* 0: the model's own, at most 32768 */
+    bool exact, no_pack_cache;
+} qw_cli_model;
+
+#define QW_CLI_MODEL_NAME_OPT(m)                                                                   \
+    {'m', "model", QW_CLI_STR, &(m)->name, "NAME|PATH", "an installed model or a GGUF file", 0, 0}
+#define QW_CLI_MODEL_OPTS(m)                                                                       \
+    QW_CLI_MODEL_NAME_OPT(m),                                                                      \
+    {'t', "threads", QW_CLI_INT, &(m)->n_threads, "N", "threads (the cores this process may use)", \
+     1, 1024},                                                                                     \
+    {'c', "context", QW_CLI_INT, &(m)->context, "N",                                               \
+     "tokens a conversation may hold (the model's own, at most 32768)", 1, 1 << 24},               \
+    {0, "exact", QW_CLI_FLAG, &(m)->exact, NULL, "reference mode: float32 throughout, slow", 0, 0},\
+    {0, "no-pack-cache", QW_CLI_FLAG, &(m)->no_pack_cache, NULL,                                   \
+     "do not read or write the side file of packed weights", 0, 0}
+
+/* Path of the model file the options name. When no model is installed says how to get one and, on a terminal,
+ * offers to fetch the default. Returns 0, or the exit code after printing the error. */
+int qw_cli_resolve(const qw_cli_model *m, char *path, size_t cap) QW_MUST_CHECK;
+int qw_cli_open_model(const qw_cli_model *m, qw_model **model) QW_MUST_CHECK;
+/* The model and an engine on it; on failure neither is left open. */
+int qw_cli_open(const qw_cli_model *m, qw_model **model, qw_engine **engine) QW_MUST_CHECK;
+/* Whether the chat format fits the model: 0, or 1 after an error when there is none. A format that was only
+ * recognised by likeness is said in one line on standard error. */
+int qw_cli_check_chat_format(const qw_model *model) QW_MUST_CHECK;
+qw_engine_options qw_cli_engine_options(const qw_cli_model *m);
+
+/* ---- sampling options of chat and run --------------------------------------------------------- */
+
+typedef struct qw_cli_sampling { /* from qw_cli_sampling_default(): nothing given */
+    double temperature, top_p, min_p, repetition, presence, frequency;
+    int64_t top_k, max_tokens, seed; /* each -1 when not given; the numbers above NAN */
+    bool greedy, ignore_eos;
+    qw_cli_strs stop; /* owns; qw_cli_strs_free */
+} qw_cli_sampling;
+
+qw_cli_sampling qw_cli_sampling_default(void);
+/* Puts what was given over the request's defaults; r->stop borrows from s. */
+void qw_cli_sampling_apply(const qw_cli_sampling *s, qw_request *r);
+
+#define QW_CLI_SAMPLING_OPTS(s)                                                                    \
+    {'n', "max-tokens", QW_CLI_INT, &(s)->max_tokens, "N",                                         \
+     "end the answer after N tokens (0: as the context allows)", 0, 1 << 24},                      \
+    {0, "seed", QW_CLI_INT, &(s)->seed, "N", "the same seed gives the same text (random)", 0,      \
+     9e18},                                                                                        \
+    {0, "temp", QW_CLI_REAL, &(s)->temperature, "X", "temperature; 0 is greedy (the model's)", 0,  \
+     100},                                                                                         \
+    {0, "top-k", QW_CLI_INT, &(s)->top_k, "N", "keep the N most probable tokens; 0 is off", 0,     \
+     1 << 24},                                                                                     \
+    {0, "top-p", QW_CLI_REAL, &(s)->top_p, "X", "keep the tokens that make up X; 1 is off", 0, 1}, \
+    {0, "min-p", QW_CLI_REAL, &(s)->min_p, "X", "drop tokens below X times the best; 0 is off", 0, \
+     1},                                                                                           \
+    {0, "repetition-penalty", QW_CLI_REAL, &(s)->repetition, "X",                                  \
+     "over prompt and answer; 1 is off", 0.01, 100},                                               \
+    {0, "presence-penalty", QW_CLI_REAL, &(s)->presence, "X", "over the answer; 0 is off", -100,   \
+     100},                                                                                         \
+    {0, "frequency-penalty", QW_CLI_REAL, &(s)->frequency, "X", "over the answer; 0 is off", -100, \
+     100},                                                                                         \
+    {0, "greedy", QW_CLI_FLAG, &(s)->greedy, NULL,                                                 \
+     "always the most probable token, no penalties", 0, 0},                                        \
+    {0, "stop", QW_CLI_STRS, &(s)->stop, "TEXT", "end before this text (may be repeated)", 0, 0},  \
+    {0, "ignore-eos", QW_CLI_FLAG, &(s)->ignore_eos, NULL,                                         \
+     "go on after the model's end token", 0, 0}
+
+/* ---- errors and output ------------------------------------------------------------------------ */
+
+/* "qw: <err->text>" on standard error; returns the exit code (QW_E_ARG: 2, else 1). */
+int qw_cli_error(const qw_err *err);
+int qw_cli_fail(const char *fmt, ...) QW_PRINTF(1, 2);                      /* "qw: ..."; returns 1 */
+int qw_cli_usage(const char *command, const char *fmt, ...) QW_PRINTF(2, 3); /* "qw CMD: ...; see qw CMD
+                                                                              * --help"; returns 2 */
+/* Flushes standard output. 0, or 1 when it could not be written (said, unless the reader just closed it). To be
+ * the last thing a command does: `return qw_cli_finish();` */
+int qw_cli_finish(void);
+/* True once a write to standard output failed: stop working for nobody. */
+bool qw_cli_output_failed(void);
+/* Text of a model on standard output. On a terminal control characters other than newline and tab are
+ * made visible (^[), so that no answer can drive the terminal; elsewhere the bytes are written as they are. */
+void qw_cli_put_text(qw_text text);
+/* The same choice for a message of ours that repeats foreign text: always made visible. */
+void qw_cli_put_visible(FILE *file, qw_text text);
+
+/* ---- interruption ----------------------------------------------------------------------------- */
+
+/* Set by Ctrl-C once qw_cli_catch_interrupt() was called; the caller resets it. */
+extern volatile sig_atomic_t qw_cli_interrupted;
+/* once: a second Ctrl-C ends the program. */
+void qw_cli_catch_interrupt(bool once);
+
+/* Takes the next event of `id`, and cancels it when Ctrl-C was pressed or standard output closed. */
+void qw_cli_next_event(qw_engine *engine, uint64_t id, qw_event *ev);
+
+#endif

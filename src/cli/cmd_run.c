@@ -1,0 +1,213 @@
+/* cmd_run.c: `qw run`: one prompt, one answer.
+ *
+ * Main thread. Text streams to standard output; --json collects instead and prints one object. The first Ctrl-C
+ * cancels (what was said stays printed, exit 1), a second one ends the program at once.
+ */
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/buf.h"
+#include "base/file.h"
+#include "cli/cli.h"
+#include "cli/report.h"
+
+typedef struct run_options {
+    qw_cli_model model;
+    qw_cli_sampling sampling;
+    const char *prompt, *file, *system, *suffix;
+    bool raw, special, json;
+    int64_t n_logprobs; /* -1: none */
+} run_options;
+
+typedef struct run_state {
+    qw_model *model;
+    qw_engine *engine;
+    qw_buf prompt; /* the whole prompt text */
+    qw_buf text;   /* the answer, for --json */
+    json_t *tokens;
+    char last;     /* last byte printed; 0: nothing yet */
+} run_state;
+
+/* -p, then -f (or a pipe), with an empty line between when both are there. */
+static int read_prompt(const run_options *o, run_state *s)
+{
+    qw_err err;
+    const char *file = o->file;
+    if (o->prompt == NULL && file == NULL) {
+        if (isatty(STDIN_FILENO))
+            return qw_cli_usage("run", "no prompt: give one with -p or -f, or pipe it in");
+        file = "-";
+    }
+    if (o->prompt != NULL && qw_buf_add_str(&s->prompt, o->prompt, &err) != QW_OK) return qw_cli_error(&err);
+    if (file == NULL) return 0;
+    char *data = NULL;
+    size_t n = 0;
+    if (qw_file_read(file, QW_PROMPT_BYTES_MAX, &data, &n, &err) != QW_OK) return qw_cli_error(&err);
+    /* The newline that ends a file is not part of what is asked; --raw and --suffix take bytes as they are. */
+    if (!o->raw && o->suffix == NULL)
+        while (n > 0 && (data[n - 1] == '\n' || data[n - 1] == '\r')) n--;
+    qw_status status = QW_OK;
+    if (o->prompt != NULL && n > 0) status = qw_buf_add_str(&s->prompt, "\n\n", &err);
+    if (status == QW_OK) status = qw_buf_add(&s->prompt, data, n, &err);
+    free(data);
+    return status == QW_OK ? 0 : qw_cli_error(&err);
+}
+
+static int check_options(const run_options *o)
+{
+    if (o->raw && o->suffix != NULL) return qw_cli_usage("run", "--raw and --suffix exclude each other");
+    if (o->system != NULL && (o->raw || o->suffix != NULL))
+        return qw_cli_usage("run", "--system needs the chat format: not with --raw or --suffix");
+    if (o->special && !o->raw) return qw_cli_usage("run", "--special needs --raw");
+    if (o->n_logprobs >= 0 && !o->json) return qw_cli_usage("run", "--logprobs needs --json");
+    return 0;
+}
+
+static json_t *token_bytes(qw_text text)
+{
+    json_t *bytes = json_array();
+    for (size_t i = 0; i < text.n; i++) json_array_append_new(bytes, json_integer((unsigned char)text.s[i]));
+    return bytes;
+}
+
+static json_t *token_json(const qw_model *model, int32_t id, float logprob)
+{
+    qw_text text = qw_token_text(model, id);
+    return json_pack("{s:i, s:o, s:o, s:f}", "id", (int)id, "text", qw_report_text(text), "bytes",
+                     token_bytes(text), "logprob", (double)logprob);
+}
+
+static void collect_tokens(run_state *s, const qw_event *ev)
+{
+    for (size_t i = 0; i < ev->n_tokens; i++) {
+        const qw_event_token *t = &ev->tokens[i];
+        json_t *one = token_json(s->model, t->token, t->logprob), *top = json_array();
+        for (size_t k = 0; k < t->n_top; k++)
+            json_array_append_new(top, token_json(s->model, t->top[k].token, t->top[k].logprob));
+        json_object_set_new(one, "top", top);
+        json_array_append_new(s->tokens, one);
+    }
+}
+
+static int take_text(const run_options *o, run_state *s, const qw_event *ev, qw_err *err)
+{
+    if (s->tokens != NULL) collect_tokens(s, ev);
+    if (ev->type != QW_EVENT_TEXT) return 0;
+    if (o->json) return qw_buf_add(&s->text, ev->text.s, ev->text.n, err) == QW_OK ? 0 : QW_EXIT_FAILURE;
+    if (ev->text.n == 0) return 0;
+    qw_cli_put_text(ev->text);
+    s->last = ev->text.s[ev->text.n - 1];
+    return 0;
+}
+
+static int print_json(run_state *s, const qw_event *done)
+{
+    json_t *root = json_pack("{s:o, s:s, s:o, s:o}", "text", qw_report_text((qw_text){s->text.data, s->text.n}),
+                             "finish_reason", qw_report_finish(done->finish), "usage",
+                             qw_report_usage(&done->usage), "timings",
+                             qw_report_timings(&done->usage, &done->timings));
+    if (root != NULL && s->tokens != NULL) json_object_set(root, "tokens", s->tokens);
+    if (root == NULL) return qw_cli_fail("out of memory: the JSON of the answer");
+    json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
+    putchar('\n');
+    json_decref(root);
+    return 0;
+}
+
+static int answer(const run_options *o, run_state *s, const qw_request *request)
+{
+    uint64_t id = 0;
+    qw_event ev;
+    qw_err err;
+    int rc = 0;
+    if (qw_submit(s->engine, request, &id, &err) != QW_OK) return qw_cli_error(&err);
+    do {
+        qw_cli_next_event(s->engine, id, &ev);
+        if (rc == 0 && take_text(o, s, &ev, &err) != 0) {
+            rc = qw_cli_error(&err);
+            qw_cancel(s->engine, id);
+        }
+    } while (!qw_event_is_terminal(&ev));
+    if (rc != 0) return rc;
+    /* Chat text ends in a newline for the reader; raw text in a pipe stays exactly what the model wrote. */
+    bool exact_bytes = (o->raw || o->suffix != NULL) && !isatty(STDOUT_FILENO);
+    if (!o->json && !exact_bytes && s->last != 0 && s->last != '\n') putchar('\n');
+    if (ev.type == QW_EVENT_ERROR) return qw_cli_error(&ev.error);
+    if (o->json && (rc = print_json(s, &ev)) != 0) return rc;
+    if (ev.finish == QW_FINISH_CONTEXT)
+        fprintf(stderr, "qw: the context of %u tokens is full and the answer is cut; a larger -c holds more\n",
+                qw_engine_context(s->engine));
+    rc = qw_cli_finish();
+    return ev.finish == QW_FINISH_CANCELLED ? QW_EXIT_FAILURE : rc;
+}
+
+static int run(run_options *o, run_state *s)
+{
+    int rc = check_options(o);
+    if (rc == 0) rc = read_prompt(o, s);
+    if (rc == 0) rc = qw_cli_open(&o->model, &s->model, &s->engine);
+    if (rc == 0 && !o->raw && o->suffix == NULL) rc = qw_cli_check_chat_format(s->model);
+    if (rc != 0) return rc;
+    qw_text text = {qw_buf_str(&s->prompt), s->prompt.n};
+    qw_message messages[2];
+    size_t n = 0;
+    if (o->system != NULL) messages[n++] = (qw_message){.role = "system", .content = qw_text_of(o->system)};
+    messages[n++] = (qw_message){.role = "user", .content = text};
+    qw_request request = qw_request_default(s->model);
+    request.kind = o->raw ? QW_PROMPT_RAW : o->suffix != NULL ? QW_PROMPT_FIM : QW_PROMPT_CHAT;
+    request.messages = messages;
+    request.n_messages = n;
+    request.text = text;
+    request.suffix = qw_text_of(o->suffix);
+    request.raw_special = o->special;
+    qw_cli_sampling_apply(&o->sampling, &request);
+    request.sampling.top_logprobs = (int32_t)o->n_logprobs;
+    if (o->n_logprobs >= 0) s->tokens = json_array();
+    qw_cli_catch_interrupt(true);
+    return answer(o, s, &request);
+}
+
+int qw_cmd_run(int argc, char **argv)
+{
+    run_options o = {.sampling = qw_cli_sampling_default(), .n_logprobs = -1};
+    run_state s = {0};
+    const qw_cli_opt opts[] = {
+        {'p', "prompt", QW_CLI_STR, &o.prompt, "PROMPT", "the prompt", 0, 0},
+        {'f', "file", QW_CLI_STR, &o.file, "FILE", "the prompt, or what follows -p, from a file (-: a pipe)", 0, 0},
+        {0, "system", QW_CLI_STR, &o.system, "TEXT", "the system message", 0, 0},
+        {0, "raw", QW_CLI_FLAG, &o.raw, NULL, "continue the prompt as text, without the chat format", 0, 0},
+        {0, "special", QW_CLI_FLAG, &o.special, NULL, "with --raw: control tokens in the prompt count as such", 0, 0},
+        {0, "suffix", QW_CLI_STR, &o.suffix, "TEXT", "fill in between the prompt and TEXT (Coder models)", 0, 0},
+        {0, "json", QW_CLI_FLAG, &o.json, NULL, "one JSON object with text, token counts and timings", 0, 0},
+        {0, "logprobs", QW_CLI_INT, &o.n_logprobs, "N",
+         "with --json: log-probabilities, with N alternatives", 0, QW_TOP_LOGPROBS_MAX},
+        QW_CLI_SAMPLING_OPTS(&o.sampling),
+        QW_CLI_MODEL_OPTS(&o.model),
+    };
+    const qw_cli_spec spec = {
+        .name = "run",
+        .usage = "[-p PROMPT] [-f FILE] [options]",
+        .summary = "Answers one prompt. Without -p and -f the prompt is read from a pipe.",
+        .opts = opts,
+        .n_opts = QW_CLI_COUNT(opts),
+        .examples = "qw run -p 'What is a mutex?'\n"
+                    "qw run -p 'Explain this file.' -f main.c\n"
+                    "git diff | qw run --system 'Write a commit message.' --temp 0.2\n"
+                    "qw run --raw -p 'Once upon a time' -n 64 --seed 7\n"
+                    "qw run -p 'def add(a, b):' --suffix 'print(add(1, 2))'\n"
+                    "qw run -p 'Hi' --json --logprobs 3\n",
+        .exits = "0 ok, 1 failure or stopped with Ctrl-C, 2 wrong usage.",
+    };
+    qw_buf_init(&s.prompt, QW_PROMPT_BYTES_MAX, "prompt");
+    qw_buf_init(&s.text, (size_t)1 << 30, "answer");
+    int rc = qw_cli_parse(&spec, &argc, argv);
+    if (rc == QW_CLI_GO) rc = run(&o, &s);
+    json_decref(s.tokens);
+    qw_engine_destroy(s.engine);
+    qw_model_close(s.model);
+    qw_buf_free(&s.prompt);
+    qw_buf_free(&s.text);
+    qw_cli_strs_free(&o.sampling.stop);
+    return rc;
+}

@@ -1,0 +1,224 @@
+/* cmd_bench.c: `qw bench`: speed of prefill and decode.
+ *
+ * A prefill test computes -p tokens and the logits of the last, a decode test -n tokens one after the other with
+ * the logits of each, for -s sequences side by side; both at a depth of -d tokens already in the context. Tokens
+ * are pseudo-random but fixed: speed does not depend on them. One warm-up, then -r timed runs. Main thread.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/clock.h"
+#include "base/mem.h"
+#include "cli/cli.h"
+#include "tools/compute.h"
+
+enum { STREAMS_MAX = 64, RUNS_MAX = 1000 };
+
+typedef struct bench {
+    qw_compute c;
+    qw_seq *seqs[STREAMS_MAX];
+    size_t n_streams;
+    int32_t *tokens;  /* [n_tokens_max] */
+    float *logits;    /* [STREAMS_MAX, n_vocab] */
+    double *samples;  /* [n_runs] tokens a second */
+    size_t n_runs;
+    bool json;
+} bench;
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+static double median(const double *v, size_t n)
+{
+    double sorted[RUNS_MAX];
+    for (size_t i = 0; i < n; i++) sorted[i] = v[i];
+    qsort(sorted, n, sizeof *sorted, compare);
+    return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
+}
+
+static void report(const bench *b, const char *test, int64_t n, int64_t depth)
+{
+    double m = median(b->samples, b->n_runs);
+    if (!b->json) {
+        printf("%-8s %6lld tokens  depth %6lld  streams %2zu  threads %2d  %10.2f tokens/s\n", test, (long long)n,
+               (long long)depth, b->n_streams, b->c.rt.n_threads, m);
+    } else {
+        printf("{\"test\":\"%s\",\"n\":%lld,\"depth\":%lld,\"streams\":%zu,\"threads\":%d,\"tokens_per_s\":%.3f,"
+               "\"samples\":[",
+               test, (long long)n, (long long)depth, b->n_streams, b->c.rt.n_threads, m);
+        for (size_t i = 0; i < b->n_runs; i++) printf("%s%.3f", i ? "," : "", b->samples[i]);
+        printf("]}\n");
+    }
+    fflush(stdout);
+}
+
+static qw_status last_logits(bench *b, size_t n_rows_of_pass, size_t n, qw_err *err)
+{
+    uint32_t rows[STREAMS_MAX];
+    (void)err;
+    for (size_t i = 0; i < n; i++) rows[i] = (uint32_t)(n_rows_of_pass - n + i);
+    qw_pass_logits(b->c.rt.pass, rows, n, b->logits, b->c.net->hp.n_vocab);
+    return QW_OK;
+}
+
+/* n tokens into every stream, one after the other: prompts are not batched with each other. */
+static qw_status run_prefill(bench *b, int64_t n, qw_err *err)
+{
+    for (size_t s = 0; s < b->n_streams; s++) {
+        QW_TRY(qw_compute_tokens(&b->c, b->seqs[s], b->tokens, (size_t)n, NULL, NULL, err));
+        QW_TRY(last_logits(b, b->c.rt.pass->n_rows, 1, err));
+    }
+    return QW_OK;
+}
+
+/* n steps; each adds one token to every stream in one pass. */
+static qw_status run_decode(bench *b, int64_t n, qw_err *err)
+{
+    qw_row rows[STREAMS_MAX];
+    for (int64_t i = 0; i < n; i++) {
+        for (size_t s = 0; s < b->n_streams; s++) {
+            qw_seq *seq = b->seqs[s];
+            QW_TRY(qw_seq_reserve(seq, seq->n_tokens + 1, err));
+            rows[s] = (qw_row){.seq = seq, .pos = seq->n_tokens, .token = b->tokens[(size_t)i + s]};
+        }
+        qw_forward(b->c.rt.pass, rows, b->n_streams);
+        QW_TRY(last_logits(b, b->n_streams, b->n_streams, err));
+        for (size_t s = 0; s < b->n_streams; s++) qw_seq_advance(b->seqs[s], &rows[s].token, 1);
+    }
+    return QW_OK;
+}
+
+typedef qw_status bench_fn(bench *b, int64_t n, qw_err *err);
+
+static qw_status run_test(bench *b, const char *test, bench_fn *fn, int64_t n, int64_t depth, qw_err *err)
+{
+    for (size_t s = 0; s < b->n_streams; s++) {
+        QW_TRY(qw_seq_truncate(b->seqs[s], 0, NULL, err));
+        if (depth) QW_TRY(qw_compute_tokens(&b->c, b->seqs[s], b->tokens, (size_t)depth, NULL, NULL, err));
+    }
+    for (size_t r = 0; r <= b->n_runs; r++) { /* run 0 warms up */
+        int64_t start = qw_clock_us();
+        QW_TRY(fn(b, n, err));
+        double seconds = (double)(qw_clock_us() - start) / 1e6;
+        if (r > 0) b->samples[r - 1] = (double)n * (double)b->n_streams / seconds;
+        for (size_t s = 0; s < b->n_streams; s++) {
+            QW_TRY(qw_seq_truncate(b->seqs[s], (uint32_t)depth, b->tokens, err));
+        }
+    }
+    report(b, test, n, depth);
+    return QW_OK;
+}
+
+typedef struct bench_lists {
+    qw_cli_ints prompts, steps, depths, streams;
+} bench_lists;
+
+static int64_t largest(const qw_cli_ints *v)
+{
+    int64_t m = 0;
+    for (size_t i = 0; i < v->n; i++) m = v->v[i] > m ? v->v[i] : m;
+    return m;
+}
+
+static qw_status run_all(bench *b, const bench_lists *l, qw_err *err)
+{
+    for (size_t si = 0; si < l->streams.n; si++) {
+        b->n_streams = (size_t)l->streams.v[si];
+        for (size_t di = 0; di < l->depths.n; di++) {
+            for (size_t i = 0; i < l->prompts.n; i++) {
+                if (l->prompts.v[i]) {
+                    QW_TRY(run_test(b, "prefill", run_prefill, l->prompts.v[i], l->depths.v[di], err));
+                }
+            }
+            for (size_t i = 0; i < l->steps.n; i++) {
+                if (l->steps.v[i]) QW_TRY(run_test(b, "decode", run_decode, l->steps.v[i], l->depths.v[di], err));
+            }
+        }
+    }
+    return QW_OK;
+}
+
+static qw_status bench_run(qw_compute_options *o, const bench_lists *l, size_t n_runs, bool json, qw_err *err)
+{
+    bench b = {.n_runs = n_runs, .json = json};
+    size_t n_streams = (size_t)largest(&l->streams);
+    int64_t longest = largest(&l->prompts) > largest(&l->steps) ? largest(&l->prompts) : largest(&l->steps);
+    size_t n_tokens = (size_t)(longest > largest(&l->depths) ? longest : largest(&l->depths)) + STREAMS_MAX;
+    uint32_t state = 12345;
+    qw_status status;
+    o->n_seqs = (uint32_t)n_streams;
+    o->seq_tokens_max = (uint32_t)(longest + largest(&l->depths));
+    QW_TRY(qw_compute_open(o, &b.c, err));
+    QW_TRY_GOTO(qw_alloc(&b.tokens, n_tokens, sizeof *b.tokens, "tokens", err));
+    QW_TRY_GOTO(qw_alloc(&b.samples, n_runs, sizeof *b.samples, "samples", err));
+    QW_TRY_GOTO(qw_alloc(&b.logits, n_streams * b.c.net->hp.n_vocab, sizeof *b.logits, "logits", err));
+    for (size_t i = 0; i < n_tokens; i++) {
+        state = state * 1664525u + 1013904223u;
+        b.tokens[i] = (int32_t)((state >> 8) % b.c.net->hp.n_vocab);
+    }
+    for (size_t s = 0; s < n_streams; s++) QW_TRY_GOTO(qw_seq_create(b.c.rt.seqs, &b.seqs[s], err));
+    status = run_all(&b, l, err);
+fail:
+    for (size_t s = 0; s < n_streams; s++) qw_seq_release(b.seqs[s]);
+    free(b.tokens);
+    free(b.samples);
+    free(b.logits);
+    qw_compute_close(&b.c);
+    return status;
+}
+
+/* A list that was not given holds one default. */
+static qw_status set_default(qw_cli_ints *list, int64_t value, qw_err *err)
+{
+    if (list->n) return QW_OK;
+    QW_TRY(qw_alloc(&list->v, 1, sizeof *list->v, "options", err));
+    list->v[0] = value;
+    list->n = 1;
+    return QW_OK;
+}
+
+int qw_cmd_bench(int argc, char **argv)
+{
+    qw_cli_model model = {0};
+    bench_lists l = {0};
+    int64_t n_runs = 5;
+    bool json = false;
+    const qw_cli_opt opts[] = {
+        QW_CLI_MODEL_OPTS(&model),
+        {'p', "prompt", QW_CLI_INTS, &l.prompts, "N,...", "tokens of a prefill test; 0 leaves it out (512)", 0, 1 << 20},
+        {'n', "generate", QW_CLI_INTS, &l.steps, "N,...", "tokens of a decode test; 0 leaves it out (64)", 0, 1 << 20},
+        {'d', "depth", QW_CLI_INTS, &l.depths, "N,...", "tokens already in the context (0)", 0, 1 << 20},
+        {'s', "streams", QW_CLI_INTS, &l.streams, "N,...", "sequences side by side; the total counts (1)", 1, STREAMS_MAX},
+        {'r', "repeat", QW_CLI_INT, &n_runs, "N", "timed runs of each test; the median counts (5)", 1, RUNS_MAX},
+        {0, "json", QW_CLI_FLAG, &json, NULL, "one JSON line a test", 0, 0},
+    };
+    const qw_cli_spec spec = {
+        .name = "bench", .usage = "[options]", .summary = "Measures the speed of prefill and decode.", .opts = opts,
+        .n_opts = QW_CLI_COUNT(opts),
+        .examples = "qw bench\nqw bench -p 512,2048 -n 64 -d 0,4096 --json\nqw bench -p 0 -n 64 -s 1,8\n",
+    };
+    char path[QW_CLI_PATH_MAX];
+    qw_err err;
+    qw_status status = QW_OK;
+    int rc = qw_cli_parse(&spec, &argc, argv);
+    if (rc != QW_CLI_GO) goto done;
+    if ((rc = qw_cli_resolve(&model, path, sizeof path)) != 0) goto done;
+    QW_TRY_GOTO(set_default(&l.prompts, 512, &err));
+    QW_TRY_GOTO(set_default(&l.steps, 64, &err));
+    QW_TRY_GOTO(set_default(&l.depths, 0, &err));
+    QW_TRY_GOTO(set_default(&l.streams, 1, &err));
+    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
+                            .no_pack_cache = model.no_pack_cache};
+    status = bench_run(&o, &l, (size_t)n_runs, json, &err);
+fail:
+    rc = status == QW_OK ? qw_cli_finish() : qw_cli_error(&err);
+done:
+    qw_cli_ints_free(&l.prompts);
+    qw_cli_ints_free(&l.steps);
+    qw_cli_ints_free(&l.depths);
+    qw_cli_ints_free(&l.streams);
+    return rc;
+}

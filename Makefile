@@ -1,41 +1,102 @@
 # qw: an engine for the open Qwen models. `make help` lists the targets.
 # No configure step: pkg-config finds the libraries, scripts/setup installs what is missing.
 
-CC      ?= gcc
-BUILD   ?= build
-DEPS    := libevent_core libevent_extra libevent_pthreads jansson libcurl libutf8proc libcrypto libedit
+CC     ?= gcc
+BUILD  := build
+MODEL  := qwen2.5-coder:0.5b
+DEPS   := libevent_core libevent_extra libevent_pthreads jansson libcurl libutf8proc libcrypto libedit libzip
 
 ifneq ($(SAN),)
-  BUILD := build/san
+  BUILD    := build/san
   SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 endif
 
-WARN    := -Wall -Wextra -Wconversion -Wshadow -Wvla -Wcast-qual -Wstrict-prototypes -Wformat=2
-OPT     ?= -O2
-# x86-64-v2 is the floor; kernel files are compiled for their own level (see LEVEL_* below).
-ARCH    := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2)
-HARDEN  := -D_FORTIFY_SOURCE=2 -fstack-protector-strong -fPIE
-CFLAGS_ALL = -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(OPT) -g $(ARCH) $(WARN) $(HARDEN) -MMD -MP \
-             -ffp-contract=off $(SANFLAGS) $(CFLAGS)
-LDFLAGS_ALL = -pie -Wl,-z,relro,-z,now,-z,noexecstack $(SANFLAGS) $(LDFLAGS)
+# x86-64-v2 is the floor; kernel files are compiled for their own level (LEVEL_* below) and chosen at run time.
+ARCH   := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2)
+OPT    := -O2
+WARN   := -Wall -Wextra -Wconversion -Wshadow -Wvla -Wcast-qual -Wstrict-prototypes -Wformat=2
+# The sanitizers bring their own checks; fortify would hide what they report.
+HARDEN := $(if $(SAN),,-D_FORTIFY_SOURCE=2 -fstack-protector-strong) -fPIE
 PKG_CFLAGS := $(shell pkg-config --cflags $(DEPS) 2>/dev/null)
 PKG_LIBS   := $(shell pkg-config --libs $(DEPS) 2>/dev/null)
-LIBS    = $(PKG_LIBS) -lpthread -lm
+CFLAGS_ALL  = -std=c17 -D_GNU_SOURCE -Iinclude -Isrc $(OPT) -g $(ARCH) $(WARN) $(HARDEN) -MMD -MP \
+              -ffp-contract=off $(SANFLAGS) $(PKG_CFLAGS) $(CFLAGS)
+LDFLAGS_ALL = -pie -Wl,-z,relro,-z,now,-z,noexecstack $(SANFLAGS) $(LDFLAGS)
+LIBS        = $(PKG_LIBS) -lpthread -lm
 
 LEVEL_avx2       := -mavx2 -mfma -mf16c -mbmi -mbmi2
 LEVEL_avx512     := $(LEVEL_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 LEVEL_avx512vnni := $(LEVEL_avx512) -mavx512vnni
+# src/kernels/x86/NAME_LEVEL.c is compiled for LEVEL.
+level = $(LEVEL_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
 LIB_DIRS := base kernels kernels/ref kernels/x86 formats backend/cpu model text engine hub store
 LIB_SRC  := $(foreach d,$(LIB_DIRS),$(wildcard src/$(d)/*.c))
-PROG_SRC := $(wildcard src/cli/*.c src/server/*.c src/tools/*.c)
-LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
-PROG_OBJ := $(PROG_SRC:%.c=$(BUILD)/%.o)
+DOOR_SRC := $(wildcard src/cli/*.c src/server/*.c)
+TOOL_SRC := $(wildcard src/tools/*.c)
+# Files that become part of the program: C name, and where it comes from.
+EMBED    := qw_catalog_json:share/catalog.json qw_web_index_html:web/index.html qw_web_app_js:web/app.js \
+            qw_web_app_css:web/app.css
+EMBED_OBJ := $(foreach e,$(EMBED),$(BUILD)/gen/$(firstword $(subst :, ,$(e))).o)
+
+obj       = $(patsubst %.c,$(BUILD)/%.o,$(1))
+LIB_OBJ  := $(call obj,$(LIB_SRC)) $(EMBED_OBJ)
+PROG_OBJ := $(call obj,$(DOOR_SRC) $(TOOL_SRC))
+
+UNIT     := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/test_*.c))
+HELPERS  := $(patsubst tests/parity/%.c,$(BUILD)/tests/%,$(wildcard tests/parity/*_tool.c))
+CHECKASM := $(BUILD)/tests/checkasm
+FAKE     := $(BUILD)/tests/qw-fake
 
 .DEFAULT_GOAL := all
-.PHONY: all clean help
+.PHONY: all chat test tests check-unit parity bench peers clean help setup-build setup-test
 
+## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
+
+## chat: install what is missing, build, fetch the default model, and chat (MODEL=name for another)
+# Standard input belongs to the chat: nothing before it may read it, and everything before it talks on standard error.
+chat:
+	@scripts/setup build </dev/null >&2
+	@$(MAKE) -s --no-print-directory -j$(shell nproc) all </dev/null >&2
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@exec $(BUILD)/qw chat -m $(MODEL)
+
+## test: run every test (SAN=1: with the address and undefined-behaviour sanitizers)
+test:
+	@scripts/setup test </dev/null >&2
+	@$(MAKE) --no-print-directory -s -j$(shell nproc) tests
+	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ONLY),--only $(ONLY))
+
+## tests: build the test programs without running them
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE)
+
+## parity: logits of the whole 0.5B model against transformers and llama.cpp (several GB of packages, half an hour)
+parity: all
+	@scripts/setup test </dev/null >&2
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 tests/parity/logits.py --qw $(BUILD)/qw --model $(MODEL)
+
+## bench: speed of the kernels and of the default model on this machine
+bench: all $(CHECKASM)
+	@$(CHECKASM) --bench
+	@$(BUILD)/qw bench -m $(MODEL)
+
+## peers: speed against llama.cpp in one run (compiles it first, many minutes)
+peers: all
+	@scripts/setup test </dev/null >&2
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 bench/peers.py --qw $(BUILD)/qw --model $(MODEL)
+
+## clean: remove build/
+clean:
+	rm -rf build
+
+## help: this list
+help:
+	@sed -n 's/^## \([a-z]*\): /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+# ---- rules -------------------------------------------------------------------------------------
 
 $(BUILD)/libqw.a: $(LIB_OBJ)
 	@rm -f $@
@@ -44,8 +105,30 @@ $(BUILD)/libqw.a: $(LIB_OBJ)
 $(BUILD)/qw: $(PROG_OBJ) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $(PROG_OBJ) $(BUILD)/libqw.a $(LIBS)
 
-# src/kernels/x86/NAME_LEVEL.c is compiled for LEVEL; everything else for the floor.
-level = $(LEVEL_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+# The program over an engine whose answers are known (tests/cli/fake_engine.c).
+$(FAKE): $(call obj,$(DOOR_SRC)) $(BUILD)/tests/cli/fake_engine.o $(BUILD)/libqw.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+$(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c)) $(BUILD)/libqw.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+$(UNIT): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(UNIT_OBJ_$*) $(LIBS) -lcmocka
+
+$(HELPERS): $(BUILD)/tests/%: $(BUILD)/tests/parity/%.o $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+define embed_rule
+$(BUILD)/gen/$(1).c: $(2) scripts/embed.py
+	@mkdir -p $$(@D)
+	python3 scripts/embed.py $(1) $$< > $$@.new && mv $$@.new $$@
+endef
+$(foreach e,$(EMBED),$(eval $(call embed_rule,$(firstword $(subst :, ,$(e))),$(lastword $(subst :, ,$(e))))))
+
+$(BUILD)/gen/%.o: $(BUILD)/gen/%.c
+	$(CC) $(CFLAGS_ALL) -c -o $@ $<
 
 $(BUILD)/src/kernels/%.o: src/kernels/%.c
 	@mkdir -p $(@D)
@@ -53,9 +136,7 @@ $(BUILD)/src/kernels/%.o: src/kernels/%.c
 
 $(BUILD)/%.o: %.c
 	@mkdir -p $(@D)
-	$(CC) $(CFLAGS_ALL) $(PKG_CFLAGS) -c -o $@ $<
+	$(CC) $(CFLAGS_ALL) -c -o $@ $<
 
--include $(LIB_OBJ:.o=.d) $(PROG_OBJ:.o=.d)
-
-clean:
-	rm -rf build
+.SECONDARY:
+-include $(shell find $(BUILD)/src $(BUILD)/tests -name '*.d' 2>/dev/null)

@@ -30,7 +30,8 @@ LEVEL_avx512vnni := $(LEVEL_avx512) -mavx512vnni
 # src/kernels/x86/NAME_LEVEL.c is compiled for LEVEL.
 level = $(LEVEL_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
 
-LIB_DIRS := base kernels kernels/ref kernels/x86 formats backend/cpu model text engine hub store
+LIB_DIRS := base kernels kernels/ref $(if $(filter x86_64,$(shell uname -m)),kernels/x86) formats backend/cpu model text \
+            engine hub store
 LIB_SRC  := $(foreach d,$(LIB_DIRS),$(wildcard src/$(d)/*.c))
 DOOR_SRC := $(wildcard src/cli/*.c src/server/*.c)
 TOOL_SRC := $(wildcard src/tools/*.c)
@@ -115,7 +116,7 @@ $(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c)) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(UNIT): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libqw.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(UNIT_OBJ_$*) $(LIBS) -lcmocka
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS) -lcmocka
 
 $(HELPERS): $(BUILD)/tests/%: $(BUILD)/tests/parity/%.o $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)

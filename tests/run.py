@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Runs every test suite, one after the other, and adds up what they say.
+
+    tests/run.py --build build [--san] [--only WORD] [--list]
+
+A suite is a program that ends with `N passed, M failed` (optionally `, K skipped`) or a cmocka program. Its output is shown
+when it fails; otherwise one line with its count and its time. The last line is the sum of all. A suite that ends without a
+count, or with another exit code than its count asks for, is one failure. Suites that need the real 0.5B model get it from
+`qw pull`, which fetches it once into build/models.
+"""
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TINY = "tests/fixtures/tiny-q4km.gguf"
+REAL = "qwen2.5-coder:0.5b"
+SUITE_SECONDS_MAX = 1200
+
+
+def suites(b, python, model):
+    """(name, command, also under the sanitizers). A command that names the model comes last: it may have to fetch it."""
+    unit = sorted(f for f in os.listdir(f"{b}/tests") if f.startswith("test_") and "." not in f)
+    rows = [(name, [f"{b}/tests/{name}"], True) for name in unit]
+    rows += [
+        ("checkasm", [f"{b}/tests/checkasm"], True),
+        ("layers and docs", [python, "tests/docs.py", "--qw", f"{b}/qw"], False),
+        ("blocks parity", [python, "tests/parity/blocks.py", "--tool", f"{b}/tests/blocks_tool"], True),
+        ("broken files", [python, "tests/parity/broken.py", "--qw", f"{b}/qw"], True),
+        ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
+        ("command", [python, "tests/cli/cli.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("models on disk", [python, "tests/cli/hub.py", "--qw", f"{b}/qw"], False),
+        ("http rules", [python, "tests/clients/http_rules.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("openai client", [python, "tests/clients/openai_client.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("chat page", [python, "tests/web/page.py", "--qw", f"{b}/qw", "--model", TINY], False),
+        ("old processor", [python, "tests/cli/old_cpu.py", "--qw", f"{b}/qw"], False),
+        ("valgrind", [python, "tests/cli/memcheck.py", "--qw", f"{b}/qw", "--model", TINY], False),
+        ("logits", [python, "tests/parity/logits_small.py", "--qw", f"{b}/qw", "--model", model], False),
+        ("tokenizer parity", [python, "tests/parity/tokenizer.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
+        ("chat parity", [python, "tests/parity/chat.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
+    ]
+    return rows
+
+
+def count(output):
+    """(passed, failed, skipped) of a suite's output, or None."""
+    plain = re.findall(r"^(\d+) passed, (\d+) failed(?:, (\d+) skipped)?$", output, re.M)
+    if plain:
+        return tuple(int(n or 0) for n in plain[-1])
+    ran = re.search(r"^\[==========\] (\d+) test\(s\) run\.", output, re.M)
+    if ran:
+        failed = re.search(r"^\[  FAILED  \] (\d+) test\(s\)", output, re.M)
+        n_failed = int(failed.group(1)) if failed else 0
+        return int(ran.group(1)) - n_failed, n_failed, 0
+    return None
+
+
+def run(command, env):
+    """Exit code and output of one suite."""
+    try:
+        done = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=SUITE_SECONDS_MAX)
+        return done.returncode, done.stdout.decode("utf-8", "replace")
+    except subprocess.TimeoutExpired as late:
+        return 1, (late.stdout or b"").decode("utf-8", "replace") + f"\nno end after {SUITE_SECONDS_MAX} s\n"
+    except OSError as bad:
+        return 1, f"{command[0]}: {bad}\n"
+
+
+def fetch_model(build, env):
+    """Path of the real model, fetched into a store below build/ on first use."""
+    qw = f"{build}/qw"
+    env = dict(env, QW_HOME=os.path.join(ROOT, "build", "models"))
+    subprocess.run([qw, "pull", "--quiet", "--if-missing", REAL], env=env, check=True, stdin=subprocess.DEVNULL)
+    return json.loads(subprocess.check_output([qw, "show", "--json", REAL], env=env))["path"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", default="build")
+    parser.add_argument("--san", action="store_true", help="a sanitizer build: leave out what tests other programs' speed")
+    parser.add_argument("--only", help="suites whose name holds this word")
+    parser.add_argument("--list", action="store_true")
+    args = parser.parse_args()
+    os.chdir(ROOT)
+    # Nothing of the user's own store or caches is read or written.
+    env = dict(os.environ, QW_HOME=os.path.join(ROOT, "build", "test-home"), LC_ALL="C.UTF-8")
+    env.pop("HF_TOKEN", None)
+    python = subprocess.check_output([sys.executable, "scripts/venv.py", "test"], text=True).strip()
+    model = "MODEL" if args.list else fetch_model(args.build, env)
+    passed = failed = skipped = 0
+    for name, command, sanitized in suites(args.build, python, model):
+        if (args.san and not sanitized) or (args.only and args.only not in name):
+            continue
+        if args.list:
+            print(name, "::", " ".join(command))
+            continue
+        start = time.monotonic()
+        code, output = run(command, env)
+        numbers = count(output)
+        if numbers is None or (code != 0) != (numbers[1] > 0):
+            numbers = ((numbers or (0, 0, 0))[0], (numbers or (0, 0, 0))[1] + 1, 0)
+            output += f"\n{name}: ended with exit code {code} and no count to match\n"
+        passed, failed, skipped = passed + numbers[0], failed + numbers[1], skipped + numbers[2]
+        if numbers[1]:
+            print(output.rstrip())
+        print(f"{'FAIL' if numbers[1] else 'ok':4} {name}: {numbers[0]} passed, {numbers[1]} failed"
+              f"{f', {numbers[2]} skipped' if numbers[2] else ''} ({time.monotonic() - start:.1f} s)", flush=True)
+    if not args.list:
+        print(f"{passed} passed, {failed} failed" + (f", {skipped} skipped" if skipped else ""))
+    sys.exit(1 if failed or not (passed or args.list) else 0)
+
+
+if __name__ == "__main__":
+    main()

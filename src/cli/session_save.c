@@ -45,7 +45,7 @@ static qw_status as_json(const qw_session *s, qw_buf *b, qw_err *err)
     char *text = bad || root == NULL ? NULL : json_dumps(root, JSON_INDENT(2));
     qw_status status = QW_OK;
     if (text == NULL) status = qw_fail(err, QW_E_MEMORY, "out of memory: the conversation as JSON");
-    if (status == QW_OK) status = qw_buf_printf(b, err, "%s\n", text);
+    else status = qw_buf_printf(b, err, "%s\n", text);
     free(text);
     json_decref(root);
     return status;

@@ -4,10 +4,9 @@
  * (x86/avx2*.c, x86/avx512*.c); qw_kernels_get() returns the finished table of a level. All kernels
  * are pure functions over caller memory: no allocation, no global state, any thread.
  *
- * Exactness. Integer products are exact and every float step has one written order (ops.md of the
- * docs), with fused multiply-adds where the text says fma: matrix products give the same bits on every
- * level and for every number of columns. Kernels with transcendental functions (softmax, silu) agree
- * within a bound but are the same bits for every batch on one level.
+ * Exactness. Integer products are exact and every float step has one written order (docs/numerics.md),
+ * with fused multiply-adds where the text says fma: every slot gives the same bits on every level and
+ * for every number of columns, queries and rows.
  *
  * Matrix products. A weight matrix W [rows, k] (row-major blocks) is packed once in groups of 16 rows
  * (QW_GROUP_ROWS), interleaved so that one 64-byte load serves 16 rows x 4 consecutive k and a dot

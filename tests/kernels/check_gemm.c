@@ -65,7 +65,8 @@ static void check_product(ca_ctx *ctx, qw_pack pack, const void *packed, size_t 
     size_t diff = ca_first_diff(want.data, got.data, bytes / sizeof(float)), n = bytes / sizeof(float);
     ca_check(ctx, diff == n, "gemm %s k %zu, %zu groups, %zu columns: column %zu row %zu is %.9g, want %.9g",
              qw_pack_name(pack), k, n_groups, n_cols, diff / ld, diff % ld,
-             diff < n ? (double)((float *)got.data)[diff] : 0.0, diff < n ? (double)((float *)want.data)[diff] : 0.0);
+             diff < n ? (double)((float *)got.data)[diff] : 0.0,
+             diff < n ? (double)((float *)want.data)[diff] : 0.0);
     ca_check(ctx, ca_buf_intact(&got), "gemm %s k %zu, %zu groups, %zu columns: writes outside its output",
              qw_pack_name(pack), k, n_groups, n_cols);
     ca_buf_free(&want);
@@ -140,7 +141,8 @@ static void check_record(ca_ctx *ctx, qw_act act, const float *x, size_t k, cons
 
 static void check_activations(ca_ctx *ctx, qw_act act)
 {
-    static const float odd[] = {NAN, -NAN, INFINITY, -INFINITY, FLT_MAX, -FLT_MAX, FLT_MIN, 1e-45f, -0.0f, 0x1p-120f};
+    static const float odd[] = {NAN, -NAN, INFINITY, -INFINITY, FLT_MAX,
+                                -FLT_MAX, FLT_MIN, 1e-45f, -0.0f, 0x1p-120f};
     size_t group = act == QW_ACT_Q8_32 ? 32 : 256;
     float *x = calloc(12 * 256 + 1, sizeof *x), *at = x + 1; /* not on a vector's boundary */
     if (!x) exit(2);

@@ -21,40 +21,6 @@
 #else
 #define TILE_UNROLL _Pragma("GCC unroll 16")
 #define TILE_ROLLED _Pragma("GCC unroll 1")
-/* Instances of a tile template `tile(form, N, ...)` and the slot gemm_<name> that walks over them. */
-#define TILE_INSTANCE(name, form, tile, n)                                                                  \
-    static void name##_x##n(const uint8_t *group, size_t n_blocks, const uint8_t *act, size_t act_bytes,    \
-                            float *out, size_t ld_out)                                                      \
-    {                                                                                                       \
-        tile(form, n, group, n_blocks, act, act_bytes, out, ld_out);                                        \
-    }
-#define TILE_SLOT(name, form, block_n)                                                                      \
-    static void gemm_##name(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,  \
-                            float *out, size_t ld_out)                                                      \
-    {                                                                                                       \
-        tile_gemm(name##_tiles, sizeof name##_tiles / sizeof name##_tiles[0] - 1, form, block_n, packed,    \
-                  n_groups, k, act, n_cols, out, ld_out);                                                   \
-    }
-#define GEMM_4(name, form, block_n, tile)                                                                   \
-    TILE_INSTANCE(name, form, tile, 1)                                                                      \
-    TILE_INSTANCE(name, form, tile, 2)                                                                      \
-    TILE_INSTANCE(name, form, tile, 3)                                                                      \
-    TILE_INSTANCE(name, form, tile, 4)                                                                      \
-    static tile_fn *const name##_tiles[] = {NULL, name##_x1, name##_x2, name##_x3, name##_x4};              \
-    TILE_SLOT(name, form, block_n)
-#define GEMM_8(name, form, block_n, tile)                                                                   \
-    TILE_INSTANCE(name, form, tile, 1)                                                                      \
-    TILE_INSTANCE(name, form, tile, 2)                                                                      \
-    TILE_INSTANCE(name, form, tile, 3)                                                                      \
-    TILE_INSTANCE(name, form, tile, 4)                                                                      \
-    TILE_INSTANCE(name, form, tile, 5)                                                                      \
-    TILE_INSTANCE(name, form, tile, 6)                                                                      \
-    TILE_INSTANCE(name, form, tile, 7)                                                                      \
-    TILE_INSTANCE(name, form, tile, 8)                                                                      \
-    static tile_fn *const name##_tiles[] = {NULL,      name##_x1, name##_x2, name##_x3, name##_x4,          \
-                                            name##_x5, name##_x6, name##_x7, name##_x8};                    \
-    TILE_SLOT(name, form, block_n)
-
 #endif
 
 enum {

@@ -111,7 +111,8 @@ static bool same_handler(const struct sigaction *a, const struct sigaction *b)
 /* Puts our handler in front when it is not there. Under `lock`. */
 static int install(void)
 {
-    struct sigaction found, ours = {.sa_sigaction = on_sigbus, .sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+    struct sigaction found, ours = {.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART};
+    ours.sa_sigaction = on_sigbus;
     sigemptyset(&ours.sa_mask);
     if (page_bytes == 0) page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
     if (sigaction(SIGBUS, NULL, &found) != 0) return -1;

@@ -74,8 +74,8 @@ static qw_status read_split_keys(const gguf_part *part, split_keys *out, qw_err 
     QW_TRY(gguf_part_get_u64(part, "split.no", &out->no, err));
     QW_TRY(gguf_part_get_u64(part, "split.tensors.count", &out->n_tensors, err));
     if (out->n_tensors > GGUF_TENSORS_MAX)
-        return qw_fail(err, QW_E_LIMIT, "%s: the parts have %llu tensors together, the limit is %d", part->path,
-                       (unsigned long long)out->n_tensors, GGUF_TENSORS_MAX);
+        return qw_fail(err, QW_E_LIMIT, "%s: the parts have %llu tensors together, the limit is %d",
+                       part->path, (unsigned long long)out->n_tensors, GGUF_TENSORS_MAX);
     return QW_OK;
 }
 
@@ -100,7 +100,8 @@ static qw_status check_first(const gguf_part *part, const split_keys *keys, spli
         return qw_fail(err, QW_E_FORMAT, "%s: the name says part %u, the header says part %llu", part->path,
                        name->no, (unsigned long long)keys->no + 1);
     if (name->no != 1)
-        return qw_fail(err, QW_E_ARG, "%s: this is part %u of %u: open the first part (-00001-of-%05u.gguf)",
+        return qw_fail(err, QW_E_ARG,
+                       "%s: this is part %u of %u: open the first part (-00001-of-%05u.gguf)",
                        part->path, name->no, name->count, name->count);
     return QW_OK;
 }
@@ -111,11 +112,11 @@ static qw_status check_later(const gguf_part *part, const split_keys *first, uin
     split_keys keys;
     QW_TRY(read_split_keys(part, &keys, err));
     if (keys.count != first->count)
-        return qw_fail(err, QW_E_FORMAT, "%s: the header says %llu parts, the first part says %llu", part->path,
-                       (unsigned long long)keys.count, (unsigned long long)first->count);
+        return qw_fail(err, QW_E_FORMAT, "%s: the header says %llu parts, the first part says %llu",
+                       part->path, (unsigned long long)keys.count, (unsigned long long)first->count);
     if (keys.no != no)
-        return qw_fail(err, QW_E_FORMAT, "%s: the name says part %llu, the header says part %llu", part->path,
-                       (unsigned long long)no + 1, (unsigned long long)keys.no + 1);
+        return qw_fail(err, QW_E_FORMAT, "%s: the name says part %llu, the header says part %llu",
+                       part->path, (unsigned long long)no + 1, (unsigned long long)keys.no + 1);
     if (keys.n_tensors != first->n_tensors)
         return qw_fail(err, QW_E_FORMAT,
                        "%s: the header says %llu tensors in all parts, the first part says %llu", part->path,
@@ -131,7 +132,8 @@ static qw_status open_later_parts(qw_gguf *g, const split_keys *first, const spl
         char path[PATH_MAX];
         int n = snprintf(path, sizeof path, "%.*s-%05" PRIu64 "-of-%05u.gguf", name->prefix_n, base, no + 1,
                          name->count);
-        if (n < 0 || (size_t)n >= sizeof path) return qw_fail(err, QW_E_LIMIT, "%s: the path is too long", base);
+        if (n < 0 || (size_t)n >= sizeof path)
+            return qw_fail(err, QW_E_LIMIT, "%s: the path is too long", base);
         gguf_part *part = &g->parts[no];
         g->n_parts = (size_t)no + 1; /* from here on closing frees it */
         qw_status status = gguf_part_open(part, path, err);
@@ -479,7 +481,8 @@ qw_status qw_gguf_get_array(const qw_gguf *g, const char *key, qw_gguf_type elem
     if (kv->type != QW_GGUF_ARRAY || !fits) return wrong_type(part, kv, want, err);
     for (size_t i = 0; i < kv->n && kv->elem == QW_GGUF_U64; i++)
         if (load_int(kv, i) < 0)
-            return qw_fail(err, QW_E_FORMAT, "%s: key '%s' holds %" PRIu64 " at position %zu: want less than 2^63",
+            return qw_fail(err, QW_E_FORMAT,
+                           "%s: key '%s' holds %" PRIu64 " at position %zu: want less than 2^63",
                            part->path, key, load_le(kv->value + 8 * i, 8), i + 1);
     for (size_t i = 0; i < kv->n && is_float(kv->elem); i++)
         if (!isfinite(load_float(kv, i))) return not_finite(part, key, err); /* 19 */

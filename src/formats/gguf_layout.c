@@ -28,8 +28,9 @@ static qw_status check_sum(const gguf_part *part, qw_err *err)
                            part->path, t->name, (unsigned long long)part->offsets[i], part->alignment);
         if (__builtin_add_overflow(used, t->bytes, &end) || !round_up(end, part->alignment, &used) ||
             used > INT64_MAX)
-            return qw_fail(err, QW_E_FORMAT, "%s: the tensors up to '%s' have more than 2^63 bytes together",
-                           part->path, t->name);
+            return qw_fail(err, QW_E_FORMAT,
+                           "%s: the tensors up to '%s' have more than 2^63 bytes together", part->path,
+                           t->name);
     }
     if (part->n_tensors == 0) return QW_OK;
     uint64_t bytes = qw_map_bytes(part->map), need;
@@ -50,12 +51,14 @@ static qw_status place(gguf_part *part, uint64_t *end, qw_err *err)
         uint64_t at = part->offsets[i], room = file_bytes - part->data_start; /* check_sum: not negative */
         if (at > room || t->bytes > room - at)
             return qw_fail(err, QW_E_FORMAT,
-                           "%s: tensor '%s' lies outside the file: offset %llu and %zu bytes, the data has %llu",
-                           part->path, t->name, (unsigned long long)at, t->bytes, (unsigned long long)room);
+                           "%s: tensor '%s' lies outside the file: offset %llu and %zu bytes, "
+                           "the data has %llu",
+                           part->path, t->name, (unsigned long long)at, t->bytes,
+                           (unsigned long long)room);
         if (at < want)
             return qw_fail(err, QW_E_FORMAT,
-                           "%s: tensor '%s' begins at offset %llu and overlaps the tensors before it, which "
-                           "reach to %llu",
+                           "%s: tensor '%s' begins at offset %llu and overlaps the tensors before it, "
+                           "which reach to %llu",
                            part->path, t->name, (unsigned long long)at, (unsigned long long)want);
         if (at > want)
             return qw_fail(err, QW_E_FORMAT,

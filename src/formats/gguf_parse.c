@@ -144,8 +144,8 @@ static qw_status parse_key(kv_reader *r, size_t index, qw_text *out)
     QW_TRY(qw_cursor_take(r->c, (size_t)n, r->field, &p, r->err));
     for (size_t i = 0; i < n; i++)
         if (p[i] <= ' ' || p[i] > '~')
-            return kv_fail(r, QW_E_FORMAT, "has the byte 0x%02x at position %zu: want printable ASCII", p[i],
-                           i + 1);
+            return kv_fail(r, QW_E_FORMAT, "has the byte 0x%02x at position %zu: want printable ASCII",
+                           p[i], i + 1);
     *out = (qw_text){.s = (const char *)p, .n = (size_t)n};
     snprintf(r->field, sizeof r->field, "key '%.*s'", (int)n, out->s);
     return QW_OK;
@@ -157,7 +157,8 @@ static qw_status parse_type(kv_reader *r, bool element, qw_gguf_type *out)
     uint32_t type = 0;
     QW_TRY(qw_cursor_u32(r->c, r->field, &type, r->err));
     if (type >= GGUF_TYPE_COUNT)
-        return kv_fail(r, QW_E_FORMAT, element ? "array elements of unknown type %u" : "unknown value type %u",
+        return kv_fail(r, QW_E_FORMAT, element ? "array elements of unknown type %u"
+                                               : "unknown value type %u",
                        type);
     if (element && type == QW_GGUF_ARRAY) return kv_fail(r, QW_E_UNSUPPORTED, "an array of arrays");
     *out = (qw_gguf_type)type;
@@ -176,7 +177,8 @@ static qw_status check_bools(const kv_reader *r, const uint8_t *p, size_t n)
 static qw_status check_metadata(const kv_reader *r, size_t more)
 {
     if (r->c->pos > GGUF_METADATA_BYTES_MAX || more > GGUF_METADATA_BYTES_MAX - r->c->pos)
-        return kv_fail(r, QW_E_LIMIT, "the keys take more than %d bytes together", GGUF_METADATA_BYTES_MAX);
+        return kv_fail(r, QW_E_LIMIT, "the keys take more than %d bytes together",
+                       GGUF_METADATA_BYTES_MAX);
     return QW_OK;
 }
 
@@ -219,7 +221,8 @@ static qw_status parse_array(kv_reader *r, gguf_kv *kv)
     size_t need = (size_t)n * (size > 0 ? size : 8); /* 15: a string takes 8 bytes at least; below 2^29 */
     if (need > qw_cursor_remaining(r->c))
         return kv_fail(r, QW_E_FORMAT,
-                       "the file is cut short: an array of %llu elements needs at least %zu bytes, %zu remain",
+                       "the file is cut short: an array of %llu elements needs at least %zu bytes, "
+                       "%zu remain",
                        (unsigned long long)n, need, qw_cursor_remaining(r->c));
     QW_TRY(check_metadata(r, need));
     kv->n = (size_t)n;
@@ -275,8 +278,8 @@ static qw_status find_alignment(gguf_part *part, qw_err *err)
                        gguf_type_names[kv->type]);
     QW_TRY(gguf_part_get_u64(part, key, &n, err));
     if (n < GGUF_ALIGNMENT_MIN || n > GGUF_ALIGNMENT_MAX || (n & (n - 1)) != 0)
-        return qw_fail(err, QW_E_FORMAT, "%s: key '%s' is %llu: want a power of two from %d to %d", part->path,
-                       key, (unsigned long long)n, GGUF_ALIGNMENT_MIN, GGUF_ALIGNMENT_MAX);
+        return qw_fail(err, QW_E_FORMAT, "%s: key '%s' is %llu: want a power of two from %d to %d",
+                       part->path, key, (unsigned long long)n, GGUF_ALIGNMENT_MIN, GGUF_ALIGNMENT_MAX);
     part->alignment = (uint32_t)n;
     return QW_OK;
 }
@@ -338,9 +341,11 @@ static qw_status tensor_bytes(const gguf_part *part, qw_tensor *t, qw_err *err)
     uint64_t n = 1, bytes;
     for (uint32_t d = 0; d < t->n_dims; d++)
         if (__builtin_mul_overflow(n, t->ne[d], &n) || n > INT64_MAX)
-            return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' has more than 2^63 elements", part->path, t->name);
+            return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' has more than 2^63 elements", part->path,
+                           t->name);
     if (t->ne[0] % info->block_n != 0)
-        return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' has rows of %llu elements: %s wants a multiple of %u",
+        return qw_fail(err, QW_E_FORMAT,
+                       "%s: tensor '%s' has rows of %llu elements: %s wants a multiple of %u",
                        part->path, t->name, (unsigned long long)t->ne[0], info->name, info->block_n);
     if (__builtin_mul_overflow(n / info->block_n, info->block_bytes, &bytes) || bytes > PTRDIFF_MAX)
         return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' has more than 2^63 bytes", part->path, t->name);
@@ -358,8 +363,8 @@ static qw_status parse_info(gguf_part *part, qw_cursor *c, size_t i, qw_err *err
     snprintf(field, sizeof field, "tensor '%s'", name);
     QW_TRY(qw_cursor_u32(c, field, &t->n_dims, err));
     if (t->n_dims < 1 || t->n_dims > GGUF_DIMS_MAX) /* 23 */
-        return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' has %u dimensions: want 1 to %d", part->path, name,
-                       t->n_dims, GGUF_DIMS_MAX);
+        return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' has %u dimensions: want 1 to %d", part->path,
+                       name, t->n_dims, GGUF_DIMS_MAX);
     for (uint32_t d = 0; d < GGUF_DIMS_MAX; d++) {
         t->ne[d] = 1;
         if (d >= t->n_dims) continue;
@@ -406,14 +411,16 @@ qw_status gguf_part_open(gguf_part *part, const char *path, qw_err *err)
     QW_TRY(qw_map_open(path, &part->map, err)); /* 1, 3, 48 */
     size_t bytes = qw_map_bytes(part->map);
     if (bytes < GGUF_FILE_BYTES_MIN) /* 2 */
-        return qw_fail(err, QW_E_FORMAT, "%s: the file is cut short: %zu bytes are no GGUF header (want %d)",
-                       path, bytes, GGUF_FILE_BYTES_MIN);
+        return qw_fail(err, QW_E_FORMAT,
+                       "%s: the file is cut short: %zu bytes are no GGUF header (want %d)", path, bytes,
+                       GGUF_FILE_BYTES_MIN);
     if (bytes > GGUF_FILE_BYTES_MAX)
-        return qw_fail(err, QW_E_LIMIT, "%s: %zu bytes are more than a model file may have (%llu)", path, bytes,
-                       (unsigned long long)GGUF_FILE_BYTES_MAX);
+        return qw_fail(err, QW_E_LIMIT, "%s: %zu bytes are more than a model file may have (%llu)",
+                       path, bytes, (unsigned long long)GGUF_FILE_BYTES_MAX);
     qw_status status = parse(part, err);
     if (qw_map_failed(part->map)) /* 50: whatever was seen, it was not the file */
-        return qw_fail(err, QW_E_CORRUPT, "%s: the file became shorter or unreadable while it was opened", path);
+        return qw_fail(err, QW_E_CORRUPT,
+                       "%s: the file became shorter or unreadable while it was opened", path);
     return status;
 }
 

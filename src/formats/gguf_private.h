@@ -1,4 +1,4 @@
-/* gguf_private.h: what a GGUF file is made of in memory; shared by gguf_parse.c, gguf_layout.c and gguf.c.
+/* gguf_private.h: what a GGUF file is made of in memory; shared by the gguf*.c files.
  *
  * A model is one part or several; keys come from the first, tensors from all. Lengths and offsets here
  * were checked against the mapping and are never read from it again, so that a file somebody changes

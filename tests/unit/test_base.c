@@ -32,9 +32,14 @@
 #include "base/utf8.h"
 #include "temp_dir.h"
 
-/* Under AddressSanitizer: a request that is too large fails, as it does without. */
+/* Under a sanitizer: a request that is too large fails, as it does without. */
 const char *__asan_default_options(void);
 const char *__asan_default_options(void)
+{
+    return "allocator_may_return_null=1";
+}
+const char *__tsan_default_options(void);
+const char *__tsan_default_options(void)
 {
     return "allocator_may_return_null=1";
 }

@@ -580,7 +580,11 @@ static void test_check_2_too_large(void **state)
     gw_header(&w, 3, 0, 0);
     const char *path = save(&w, "large.gguf");
     if (truncate(path, ((off_t)4 << 40) + 1) != 0) skip(); /* a file system without such files */
-    assert_refused(path, QW_E_LIMIT, "4398046511105 bytes are more than a model file may have (4398046511104)");
+    qw_gguf *g = NULL;
+    qw_err err;
+    if (qw_gguf_open(path, &g, &err) == QW_E_IO) skip(); /* valgrind has no room for such a mapping */
+    assert_refused(path, QW_E_LIMIT,
+                   "4398046511105 bytes are more than a model file may have (4398046511104)");
     unlink(path);
 }
 

@@ -50,7 +50,7 @@ CHECKASM := $(BUILD)/tests/checkasm
 FAKE     := $(BUILD)/tests/qw-fake
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests check-unit parity bench peers clean help setup-build setup-test
+.PHONY: all chat test tests parity fixtures bench peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -78,6 +78,11 @@ parity: all
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 tests/parity/logits.py --qw $(BUILD)/qw --model $(MODEL)
 
+## fixtures: make tests/fixtures again from the reference implementation (several GB of packages)
+fixtures: all
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 tests/parity/make_fixtures.py --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')"
+
 ## bench: speed of the kernels and of the default model on this machine
 bench: all $(CHECKASM)
 	@$(CHECKASM) --bench
@@ -87,7 +92,7 @@ bench: all $(CHECKASM)
 peers: all
 	@scripts/setup test </dev/null >&2
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
-	@python3 bench/peers.py --qw $(BUILD)/qw --model $(MODEL)
+	@python3 bench/peers.py --qw $(BUILD)/qw --model $(MODEL) --settle 20 --start
 
 ## clean: remove build/
 clean:

@@ -4,8 +4,9 @@
  *
  * Prints one line a pattern: name, GB/s (best of ROUNDS). Patterns differ in how the buffer is dealt to the threads
  * (one block each, or turns of 64 KiB), in how many places each thread reads at once, in software prefetch distance,
- * and in page size; "quick" runs two patterns with large pages only. The buffer (default 1024 MiB) must be much larger than the last-level cache. Every byte is read
- * once a round and enters a sum, so no read can be dropped. One thread each; no shared state but the barrier.
+ * and in page size; "quick" runs two patterns with large pages only. The buffer (default 1024 MiB) must be much larger
+ * than the last-level cache. Every byte is read once a round and enters a sum, so no read can be dropped. Threads share
+ * nothing but the barrier.
  */
 #define _GNU_SOURCE
 #include <pthread.h>

@@ -63,6 +63,20 @@ def venv_python(name):
     return run.stdout.strip()
 
 
+def model_path(qw, model):
+    """A model given as a file, or by the name under which qw has it installed; fails with one line."""
+    if os.path.isfile(model):
+        return model
+    if qw == "none":
+        fail(f"no such model file: {model}")
+    run = subprocess.run([*qw.split(), "show", "--json", model], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL, text=True)
+    try:
+        return json.loads(run.stdout)["path"]
+    except (ValueError, KeyError, TypeError):
+        fail(f"no such model file, and qw has no model of that name: {model}")
+
+
 def machine():
     """What this machine says of itself."""
     facts = {"cpu": platform.processor() or platform.machine(), "flags": [], "cores": len(os.sched_getaffinity(0)),
@@ -121,7 +135,8 @@ def bandwidth(program, threads, quick=False):
 def run_json(command):
     """The last JSON value a program prints (one line, or the whole output); None and one line when it fails."""
     try:
-        run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        run = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             text=True)
     except OSError as error:
         say(f"{command[0]}: {error.strerror}")
         return None
@@ -348,7 +363,7 @@ def numbers(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--qw", default=os.path.join(ROOT, "build", "qw"), help="the program, or none")
-    parser.add_argument("--model", required=True, help="GGUF file")
+    parser.add_argument("--model", required=True, help="GGUF file, or an installed name")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("-p", type=numbers, default=[512], metavar="N,..", help="prefill lengths")
@@ -356,7 +371,8 @@ def main():
     parser.add_argument("--depth", type=numbers, default=[0], metavar="N,..", help="tokens before decode")
     parser.add_argument("--streams", type=numbers, default=[1], metavar="N,..", help="sequences decoded together")
     parser.add_argument("--start", action="store_true", help="also time process start to first token")
-    parser.add_argument("--settle", type=float, default=0, metavar="S", help="wait for an idle machine, at most S seconds")
+    parser.add_argument("--settle", type=float, default=0, metavar="S",
+                        help="wait for an idle machine before each sample, at most S seconds")
     parser.add_argument("--no-package", action="store_true", help="leave llama-cpp-python out")
     parser.add_argument("--llama-bench", metavar="PATH")
     parser.add_argument("--llama-args", default="", help="further arguments for --llama-bench")
@@ -364,15 +380,15 @@ def main():
     parser.add_argument("--ik-args", default="", help="further arguments for --ik-bench")
     parser.add_argument("--json", metavar="OUT", help="write everything measured to a file")
     options = parser.parse_args()
-    if not os.path.isfile(options.model):
-        fail(f"no such model file: {options.model}")
+    if options.qw != "none" and not (options.qw.split() and os.access(options.qw.split()[-1], os.R_OK)):
+        fail(f"no such program: {options.qw} (build it first, or --qw none)")
+    called = os.path.basename(options.model)
+    options.model = model_path(options.qw, options.model)
     if options.threads < 1 or options.runs < 1:
         fail("--threads and --runs start at 1")
 
     engines = []
     if options.qw != "none":
-        if not os.access(options.qw.split()[-1], os.R_OK):
-            fail(f"no such program: {options.qw} (build it first, or --qw none)")
         engines.append(Qw(options.qw, options.model, options.threads))
     if not options.no_package:
         engines.append(Package(options.model, options.threads))
@@ -400,7 +416,7 @@ def main():
     read = {"before": bandwidth(program, options.threads)}
     print(f"machine    {facts['cpu']}, {facts['cores']} cores, {facts['system']}, {facts['date']}")
     print(f"features   {' '.join(facts['flags']) or 'unknown'}")
-    print(f"model      {os.path.basename(options.model)}, {os.path.getsize(options.model)} bytes; a decode step reads "
+    print(f"model      {called}, {os.path.getsize(options.model)} bytes; a decode step reads "
           f"{weight_bytes / 1e6:.1f} MB of weights")
     with open(options.model, "rb") as file:  # warm the file cache for everybody
         while file.read(1 << 24):
@@ -426,7 +442,7 @@ def main():
     print_table(tests, engines, weight_bytes)
     if options.json:
         with open(options.json, "w") as file:
-            json.dump({"machine": facts, "model": os.path.basename(options.model), "weight_bytes": weight_bytes,
+            json.dump({"machine": facts, "model": called, "weight_bytes": weight_bytes,
                        "threads": options.threads, "bandwidth": read, "tests": tests}, file, indent=1)
             file.write("\n")
     sys.exit(0 if good else 1)

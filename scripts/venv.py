@@ -14,8 +14,8 @@ Without a REQUIREMENT the named sets below are used:
   oracle   torch and transformers, the reference implementation (several GB)
   peer     llama.cpp through llama-cpp-python, compiled here with this machine's own instruction set
 
-From another script:   sys.path.insert(0, ".../scripts"); import venv as ...   is not needed; use
-    python = subprocess.check_output([sys.executable, "scripts/venv.py", "oracle"], text=True).strip()
+From another script:
+  python = subprocess.check_output([sys.executable, "scripts/venv.py", "oracle"], text=True).strip()
 """
 
 import fcntl
@@ -73,7 +73,9 @@ def build(folder, log_path, wanted, options, environment):
         for command, sentence in steps:
             log.write(("+ " + " ".join(command) + "\n").encode())
             log.flush()
-            if subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env).returncode:
+            # Not from the caller's folder: one that holds a venv.py would hide Python's own module.
+            if subprocess.run(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env,
+                              cwd=os.path.dirname(folder)).returncode:
                 fail(f"{sentence} (details: {os.path.relpath(log_path)})")
 
 

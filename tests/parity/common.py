@@ -64,15 +64,33 @@ def write_tokens(path, tokens):
             file.write(" ".join(str(x) for x in tokens[i:i + 16]) + "\n")
 
 
+def check_program(qw):
+    """Fails with one line when the program is not there. It may have a launcher, as in "qemu-x86_64 build/qw"."""
+    if not qw.split() or not os.access(qw.split()[-1], os.R_OK):
+        fail(f"no such program: {qw} (build it first)")
+
+
+def model_path(qw, model):
+    """A model given as a file, or by the name under which qw has it installed; fails with one line."""
+    if os.path.isfile(model):
+        return model
+    run = subprocess.run([*qw.split(), "show", "--json", model], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         stderr=subprocess.DEVNULL, text=True)
+    try:
+        return json.loads(run.stdout)["path"]
+    except (ValueError, KeyError, TypeError):
+        fail(f"no such model file, and qw has no model of that name: {model}")
+
+
 def file_key(path, tokens):
-    """A short name for (model file, tokens): size, time and both ends of the file, and every token."""
-    status = os.stat(path)
-    digest = hashlib.sha256(f"{status.st_size} {status.st_mtime_ns} {tokens}".encode())
+    """A short name for (model file, tokens): every token, the file's size and 64 pieces of it, wherever it lies."""
+    size = os.path.getsize(path)
+    digest = hashlib.sha256(f"{size} {tokens}".encode())
     with open(path, "rb") as file:
-        digest.update(file.read(1 << 20))
-        file.seek(max(0, status.st_size - (1 << 20)))
-        digest.update(file.read())
-    return f"{os.path.splitext(os.path.basename(path))[0]}-{len(tokens)}-{digest.hexdigest()[:16]}"
+        for i in range(64):
+            file.seek(max(0, size - 65536) * i // 63)
+            digest.update(file.read(65536))
+    return f"{len(tokens)}-{digest.hexdigest()[:16]}"
 
 
 def run_qw(qw, model, tokens_path, n_tokens, out, threads, exact):

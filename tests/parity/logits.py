@@ -50,24 +50,25 @@ def summary(result):
 
 def show(label, s):
     """One line a comparison."""
-    print(f"{label:14} max |d| {s['max_abs']:.3e} (position {s['position']}, id {s['id']}), mean |d| {s['mean_abs']:.3e}; "
-          f"KL mean {s['kl_mean']:.3e} median {s['kl_median']:.3e} p99 {s['kl_p99']:.3e} max {s['kl_max']:.3e}; "
-          f"top-1 {100 * s['top1']:.2f}%", flush=True)
+    print(f"{label:14} max |d| {s['max_abs']:.3e} (position {s['position']}, id {s['id']}), "
+          f"mean |d| {s['mean_abs']:.3e}; KL mean {s['kl_mean']:.3e} median {s['kl_median']:.3e} "
+          f"p99 {s['kl_p99']:.3e} max {s['kl_max']:.3e}; top-1 {100 * s['top1']:.2f}%", flush=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--qw", default=os.path.join(common.ROOT, "build", "qw"), help="the program under test")
-    parser.add_argument("--model", required=True, help="GGUF file of the qwen2 family")
+    parser.add_argument("--model", required=True, help="GGUF file of the qwen2 family, or an installed name")
     parser.add_argument("--tokens", default=os.path.join(common.FIXTURES, "coder05b.tokens.npy"), help="token ids")
     parser.add_argument("--positions", type=int, default=4096, metavar="N")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--keep", action="store_true", help="keep the large arrays of qw and llama.cpp")
     options = parser.parse_args()
+    common.check_program(options.qw)
     common.enter("test")
     import numpy
-    if not os.path.isfile(options.model):
-        common.fail(f"no such model file: {options.model}")
+    called = os.path.basename(options.model)
+    options.model = common.model_path(options.qw, options.model)
     tokens = common.read_tokens(options.tokens)[:options.positions]
     if len(tokens) < options.positions:
         common.fail(f"{options.tokens} has {len(tokens)} tokens, {options.positions} wanted")
@@ -79,7 +80,7 @@ def main():
         common.fail(f"{folder}: {want >> 20} MiB of free disk needed, {room >> 20} MiB there")
     tokens_path = os.path.join(folder, "tokens.txt")
     common.write_tokens(tokens_path, tokens)
-    print(f"model {os.path.basename(options.model)}, tokens {os.path.basename(options.tokens)}, "
+    print(f"model {called}, tokens {os.path.basename(options.tokens)}, "
           f"{len(tokens)} positions", flush=True)
 
     reference_path = os.path.join(folder, "reference.npy")

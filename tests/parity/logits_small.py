@@ -127,13 +127,14 @@ def check_coder(count, qw, model, n_positions, threads, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n", 1)[0])
     parser.add_argument("--qw", default=os.path.join(common.ROOT, "build", "qw"), help="the program under test")
-    parser.add_argument("--model", help="the real 0.5B model; without it that part is left out")
+    parser.add_argument("--model", help="the real 0.5B model, a file or an installed name; else that part is left out")
     parser.add_argument("--positions", type=int, default=512, metavar="N", help="how far into the text (at most 4096)")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    common.check_program(options.qw)
     common.enter("test")
-    if options.model and not os.path.isfile(options.model):
-        common.fail(f"no such model file: {options.model}")
+    if options.model:
+        options.model = common.model_path(options.qw, options.model)
     count = Count()
     os.makedirs(common.WORK, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=common.WORK) as folder:

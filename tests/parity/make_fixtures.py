@@ -260,7 +260,8 @@ def make_coder(out, text, path, tokenizer):
     import transformers
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     folder, name = os.path.split(os.path.abspath(path))
-    other = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)(text, add_special_tokens=False)["input_ids"]
+    converted = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
+    other = converted(text, add_special_tokens=False)["input_ids"]
     if ids != list(other):
         at = next((i for i, (a, b) in enumerate(zip(ids, other)) if a != b), min(len(ids), len(other)))
         print(f"note: transformers' own conversion of the stored tokenizer differs from token {at} on "

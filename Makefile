@@ -4,7 +4,7 @@
 CC     ?= gcc
 BUILD  := build
 MODEL  := qwen2.5-coder:0.5b
-DEPS   := libevent_core libevent_extra libevent_pthreads jansson libcurl libutf8proc libcrypto libedit libzip
+DEPS   := libevent_core jansson libcurl libutf8proc libcrypto libedit libzip
 
 ifneq ($(SAN),)
   BUILD    := build/san
@@ -85,6 +85,7 @@ fixtures: all
 
 ## bench: speed of the kernels and of the default model on this machine
 bench: all $(CHECKASM)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@$(CHECKASM) --bench
 	@$(BUILD)/qw bench -m $(MODEL)
 

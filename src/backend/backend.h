@@ -34,6 +34,7 @@ typedef struct qw_linear {
     const float *bias; /* [rows] or NULL */
     float *out;        /* [n_rows, ld], ld >= rows */
     size_t ld;
+    bool fine;         /* activations to 16 bits instead of 8: twice the columns. For few rows only */
 } qw_linear;
 
 /* Where one row of a batch stands in its sequence's keys and values. */
@@ -76,7 +77,8 @@ typedef struct qw_backend_ops {
     /* out[r] = RMSNorm(x[r]) * w over k elements. */
     void (*rms_norm)(qw_backend *be, const float *x, const float *w, size_t n_rows, size_t k, size_t ld, float eps,
                      float *out);
-    /* n_products products of one input x [n_rows, ld_x]. */
+    /* n_products products of one input x [n_rows, ld_x]; all fine or none, and fine ones with at most half the rows
+     * of a full batch. */
     void (*linear)(qw_backend *be, const float *x, size_t ld_x, size_t n_rows, const qw_linear *products,
                    size_t n_products);
     /* x[r] += y[r]. */

@@ -65,6 +65,9 @@ void qw_pack_group(qw_pack pack, const void *src, size_t row_bytes, size_t n_row
 /* Bytes of one quantised activation column of k elements: a multiple of 64. k is a multiple of 32
  * (QW_ACT_Q8_32) or 256 (QW_ACT_Q8_256). */
 size_t qw_act_bytes(qw_act act, size_t k);
+/* What quantisation lost: out[i] = x[i] - d * q[i] (product rounded, then the difference), all [k]. Quantised
+ * again it gives a second column whose product refines the first one's. */
+void qw_act_residual(qw_act act, const float *x, size_t k, const void *record, float *out);
 
 /* Matrix product of n_groups packed groups with n_cols quantised columns: writes rows
  * [0, 16 * n_groups) of out for each column. n_cols is any number from 1. packed: qw_pack_group_bytes() a

@@ -271,3 +271,22 @@ size_t qw_act_bytes(qw_act act, size_t k)
     QW_ASSERT(act < QW_ACT_COUNT && k % act_group[act] == 0);
     return (k / act_group[act] * act_size[act] + QW_LINE - 1) / QW_LINE * QW_LINE;
 }
+
+static void residual(const float *x, const int8_t *q, float d, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        float kept = d * (float)q[i];
+        out[i] = x[i] - kept;
+    }
+}
+
+void qw_act_residual(qw_act act, const float *x, size_t k, const void *record, float *out)
+{
+    if (act == QW_ACT_Q8_32) {
+        const qw_act32 *r = record;
+        for (size_t i = 0; i < k; i += 32, r++) residual(x + i, r->q, r->d, 32, out + i);
+    } else {
+        const qw_act256 *r = record;
+        for (size_t i = 0; i < k; i += 256, r++) residual(x + i, r->q, r->d, 256, out + i);
+    }
+}

@@ -74,6 +74,7 @@ qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_
     p->be = be;
     p->kv = qw_net_kv_shape(net, kv);
     p->n_rows_max = n_rows_max;
+    QW_ASSERT(n_rows_max >= 2); /* the head takes half a batch at a time */
     QW_TRY_GOTO(qw_alloc(&p->kv_rows, n_rows_max, sizeof *p->kv_rows, "batch rows", err));
     QW_TRY_GOTO(qw_alloc(&p->tokens, n_rows_max, sizeof *p->tokens, "batch tokens", err));
     p->arena_bytes = divide(p, &net->hp, n_rows_max);
@@ -141,6 +142,11 @@ void qw_pass_logits(qw_pass *p, const uint32_t *rows, size_t n, float *out, size
         p->be->ops->rms_norm(p->be, p->x + rows[i] * h, net->output_norm, 1, h, h, net->hp.rms_eps,
                              p->normed + i * h);
     }
-    qw_linear head = {.w = &net->head, .out = out, .ld = ld};
-    p->be->ops->linear(p->be, p->normed, h, n, &head, 1);
+    /* The head decides between near-equal tokens and is read once for few rows: its activations get 16 bits, which
+     * costs nothing where memory is the limit. */
+    size_t step = p->n_rows_max / 2;
+    for (size_t i = 0; i < n; i += step) {
+        qw_linear head = {.w = &net->head, .out = out + i * ld, .ld = ld, .fine = true};
+        p->be->ops->linear(p->be, p->normed + i * h, h, n - i < step ? n - i : step, &head, 1);
+    }
 }

@@ -181,41 +181,52 @@ typedef struct linear_args {
     const qw_linear *products;
     size_t n_products;
     qw_act act; /* being quantised */
+    bool fine;  /* n_rows further columns hold what quantising the first n_rows lost */
 } linear_args;
 
 static void quantize_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     linear_args *a = ctx;
     size_t bytes = qw_act_bytes(a->act, a->k);
+    float *lost = (float *)(void *)(a->cpu->scratch + (size_t)thread * a->cpu->thread_bytes); /* [k] */
     for (int64_t r = begin; r < end; r++) {
-        a->cpu->kernels->quantize_act[a->act](a->x + (size_t)r * a->ld_x, a->k,
-                                              a->cpu->act[a->act] + (size_t)r * bytes);
+        const float *x = a->x + (size_t)r * a->ld_x;
+        uint8_t *record = a->cpu->act[a->act] + (size_t)r * bytes;
+        a->cpu->kernels->quantize_act[a->act](x, a->k, record);
+        if (!a->fine) continue;
+        qw_act_residual(a->act, x, a->k, record, lost);
+        a->cpu->kernels->quantize_act[a->act](lost, a->k, record + a->n_rows * bytes);
     }
 }
 
-/* Groups [g0, g1) of a packed product. A last group with missing rows goes through scratch, since the kernel
- * writes all 16 and the padding would land in the next row of out. */
+/* One group through scratch, for what the kernel cannot write in place: the last group of a matrix, whose padding would
+ * land in the next row of out, and fine products, whose two parts are added. */
+static void one_group(const linear_args *a, const qw_linear *p, size_t g, int thread)
+{
+    const qw_weight *w = p->w;
+    size_t row0 = g * QW_GROUP_ROWS, n = w->rows - row0 < QW_GROUP_ROWS ? w->rows - row0 : QW_GROUP_ROWS;
+    size_t n_cols = a->fine ? 2 * a->n_rows : a->n_rows;
+    float *part = (float *)(void *)(a->cpu->scratch + (size_t)thread * a->cpu->thread_bytes); /* [n_cols, 16] */
+    const uint8_t *packed = (const uint8_t *)w->packed + g * qw_pack_group_bytes(w->pack, w->k);
+    a->cpu->kernels->gemm[w->pack](packed, 1, w->k, a->cpu->act[qw_pack_act(w->pack)], n_cols, part, QW_GROUP_ROWS);
+    for (size_t r = 0; r < a->n_rows; r++) {
+        float *out = p->out + r * p->ld + row0;
+        const float *rough = part + r * QW_GROUP_ROWS, *rest = rough + a->n_rows * QW_GROUP_ROWS;
+        for (size_t i = 0; i < n; i++) out[i] = a->fine ? rough[i] + rest[i] : rough[i];
+    }
+}
+
+/* Groups [g0, g1) of a packed product. */
 static void packed_groups(const linear_args *a, const qw_linear *p, size_t g0, size_t g1, int thread)
 {
     const qw_weight *w = p->w;
-    qw_gemm_fn *gemm = a->cpu->kernels->gemm[w->pack];
-    const uint8_t *act = a->cpu->act[qw_pack_act(w->pack)];
-    size_t group_bytes = qw_pack_group_bytes(w->pack, w->k);
-    const uint8_t *packed = (const uint8_t *)w->packed + g0 * group_bytes;
-    size_t n_whole = w->rows / QW_GROUP_ROWS;
-    size_t whole_end = g1 < n_whole ? g1 : n_whole;
+    size_t n_whole = a->fine ? 0 : w->rows / QW_GROUP_ROWS, whole_end = g1 < n_whole ? g1 : n_whole;
     if (whole_end > g0) {
-        gemm(packed, whole_end - g0, w->k, act, a->n_rows, p->out + g0 * QW_GROUP_ROWS, p->ld);
+        const uint8_t *packed = (const uint8_t *)w->packed + g0 * qw_pack_group_bytes(w->pack, w->k);
+        a->cpu->kernels->gemm[w->pack](packed, whole_end - g0, w->k, a->cpu->act[qw_pack_act(w->pack)], a->n_rows,
+                                       p->out + g0 * QW_GROUP_ROWS, p->ld);
     }
-    if (g1 > n_whole) {
-        float *part = (float *)(void *)(a->cpu->scratch + (size_t)thread * a->cpu->thread_bytes);
-        size_t row0 = n_whole * QW_GROUP_ROWS;
-        gemm((const uint8_t *)w->packed + n_whole * group_bytes, 1, w->k, act, a->n_rows, part, QW_GROUP_ROWS);
-        for (size_t r = 0; r < a->n_rows; r++) {
-            memcpy(p->out + r * p->ld + row0, part + r * QW_GROUP_ROWS, (w->rows - row0) * sizeof(float));
-        }
-    }
+    for (size_t g = g0 > n_whole ? g0 : n_whole; g < g1; g++) one_group(a, p, g, thread);
 }
 
 /* The same groups computed in float on dequantised rows. */
@@ -267,12 +278,14 @@ static void cpu_linear(qw_backend *be, const float *x, size_t ld_x, size_t n_row
 {
     qw_cpu *cpu = (qw_cpu *)be;
     linear_args args = {.cpu = cpu, .x = x, .ld_x = ld_x, .n_rows = n_rows, .k = products[0].w->k,
-                        .products = products, .n_products = n_products};
+                        .products = products, .n_products = n_products, .fine = products[0].fine};
+    QW_ASSERT(!args.fine || 2 * n_rows <= cpu->sizes.n_rows_max);
     bool wants[QW_ACT_COUNT] = {false};
     size_t n_groups = 0, bytes = 0;
     for (size_t i = 0; i < n_products; i++) {
         const qw_weight *w = products[i].w;
         QW_ASSERT(w->k == args.k && w->k <= cpu->sizes.k_max && n_rows <= cpu->sizes.n_rows_max);
+        QW_ASSERT(products[i].fine == args.fine);
         if (w->pack != QW_PACK_NONE) wants[qw_pack_act(w->pack)] = true;
         n_groups += n_groups_of(w);
         bytes += n_groups_of(w) * QW_GROUP_ROWS * w->row_bytes;

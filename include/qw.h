@@ -34,8 +34,6 @@
 extern "C" {
 #endif
 
-#define QW_VERSION "0.1.0"
-
 typedef struct qw_model qw_model;
 typedef struct qw_engine qw_engine;
 
@@ -54,6 +52,8 @@ qw_model_options qw_model_options_default(void);
  * All faults of the model are in one message. Does not touch the weights' pages. */
 qw_status qw_model_open(const qw_model_options *options, qw_model **out, qw_err *err);
 void qw_model_close(qw_model *model); /* after every engine on it was destroyed */
+/* Reads all weights: QW_E_CORRUPT when one is not a number, or when the side file of packed weights is damaged. */
+qw_status qw_model_verify(const qw_model *model, qw_err *err);
 
 typedef struct qw_model_info {
     const char *path, *architecture, *name;      /* borrow from the model */
@@ -80,7 +80,7 @@ qw_text qw_token_text(const qw_model *model, int32_t id);
 
 typedef struct qw_logit_bias {
     int32_t token;
-    float bias; /* added to the logit; -100 or less bans the token */
+    float bias; /* added to the logit, at most 1e6 either way; -100 or less bans the token */
 } qw_logit_bias;
 
 /* Order of work on the logits: bias, penalties, temperature, top-k, top-p, min-p, draw. */
@@ -166,6 +166,8 @@ qw_status qw_engine_create(qw_model *model, const qw_engine_options *options, qw
 void qw_engine_destroy(qw_engine *engine);
 uint32_t qw_engine_context(const qw_engine *engine);
 int qw_engine_threads(const qw_engine *engine);
+/* What a user should know about how this engine runs ("packed weights are kept in memory: ..."), or "". */
+const char *qw_engine_note(const qw_engine *engine);
 
 /* Everything in the request is copied. Any thread. Errors: QW_E_ARG (a parameter), QW_E_LIMIT (the prompt
  * does not fit the context: says both numbers), QW_E_BUSY (queue full). */

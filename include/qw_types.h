@@ -11,6 +11,8 @@
 extern "C" {
 #endif
 
+#define QW_VERSION "0.1.0"
+
 /* A piece of UTF-8 text (or bytes, where said) that need not end in NUL. */
 typedef struct qw_text {
     const char *s;

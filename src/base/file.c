@@ -216,3 +216,11 @@ qw_status qw_cache_dir(char *out, size_t cap, qw_err *err)
 {
     return find_dir(out, cap, "/cache", "XDG_CACHE_HOME", "/.cache/qw", err);
 }
+
+qw_status qw_packed_dir(char *out, size_t cap, qw_err *err)
+{
+    QW_TRY(qw_cache_dir(out, cap, err));
+    size_t n = strlen(out);
+    if (snprintf(out + n, cap - n, "/packed") < (int)(cap - n)) return QW_OK;
+    return qw_fail(err, QW_E_LIMIT, "%.200s: the path is too long", out);
+}

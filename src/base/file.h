@@ -44,5 +44,7 @@ qw_status qw_sync_dir(const char *path, qw_err *err) QW_MUST_CHECK;
 qw_status qw_home_dir(char *out, size_t cap, qw_err *err) QW_MUST_CHECK;
 /* $XDG_CACHE_HOME/qw, else $HOME/.cache/qw, or $QW_HOME/cache when QW_HOME is set; not created. */
 qw_status qw_cache_dir(char *out, size_t cap, qw_err *err) QW_MUST_CHECK;
+/* Where side files of packed weights lie: <cache>/packed, as <identity of the model file>.qwp; not created. */
+qw_status qw_packed_dir(char *out, size_t cap, qw_err *err) QW_MUST_CHECK;
 
 #endif

@@ -116,7 +116,10 @@ int qw_cli_open(const qw_cli_model *m, qw_model **model, qw_engine **engine)
     int rc = qw_cli_open_model(m, model);
     if (rc != 0) return rc;
     qw_engine_options options = qw_cli_engine_options(m);
-    if (qw_engine_create(*model, &options, engine, &err) == QW_OK) return 0;
+    if (qw_engine_create(*model, &options, engine, &err) == QW_OK) {
+        if (qw_engine_note(*engine)[0]) fprintf(stderr, "qw: note: %s\n", qw_engine_note(*engine));
+        return 0;
+    }
     qw_model_close(*model);
     *model = NULL;
     return qw_cli_error(&err);

@@ -121,6 +121,11 @@ int qw_engine_threads(const qw_engine *e)
     return e->rt.n_threads;
 }
 
+const char *qw_engine_note(const qw_engine *e)
+{
+    return e->model->weights ? qw_weights_note(e->model->weights) : "";
+}
+
 /* ---- thread ----------------------------------------------------------------------------------- */
 
 static qw_job *next_job(qw_engine *e)

@@ -20,7 +20,7 @@ enum {
     QW_BATCH_ROWS = 512,           /* rows in one pass */
     QW_QUEUE_DEFAULT = 256,
     QW_EVENTS_MAX = 4096,          /* waiting to be polled; then the engine waits for the reader */
-    QW_SAMPLER_BYTES_PER_TOKEN = 33 /* sampler arrays and the logits of one row */
+    QW_SAMPLER_BYTES_PER_TOKEN = 37 /* sampler arrays, the logits of one row, banned tokens */
 };
 
 /* A queued request: everything of it copied. */

@@ -108,9 +108,7 @@ void qw_model_get_info(const qw_model *m, qw_model_info *out)
 
 bool qw_model_cache_dir(const qw_model *m, char *out, size_t cap)
 {
-    char base[4000];
-    if (m->no_pack_cache || qw_cache_dir(base, sizeof base, NULL) != QW_OK) return false;
-    return snprintf(out, cap, "%s/packed", base) < (int)cap;
+    return !m->no_pack_cache && qw_packed_dir(out, cap, NULL) == QW_OK;
 }
 
 qw_status qw_model_prepare(qw_model *m, qw_pool *pool, qw_err *err)
@@ -147,6 +145,13 @@ void qw_model_weight_bytes(const qw_model *m, uint64_t *mapped, uint64_t *in_mem
     bool cached = qw_model_cache_dir(m, dir, sizeof dir);
     *mapped = rest + (cached ? packed : 0);
     *in_memory = cached ? 0 : packed;
+}
+
+qw_status qw_model_verify(const qw_model *m, qw_err *err)
+{
+    char dir[4096];
+    QW_TRY(qw_gguf_check_finite(m->file, err));
+    return qw_packed_dir(dir, sizeof dir, NULL) == QW_OK ? qw_weights_verify(m->file, dir, err) : QW_OK;
 }
 
 bool qw_model_failed(const qw_model *m)

@@ -66,7 +66,9 @@ static size_t prompt_bytes(const qw_request *r)
 {
     size_t n = r->text.n + r->suffix.n + r->tools.n;
     for (size_t i = 0; i < r->n_messages && n <= QW_PROMPT_BYTES_MAX; i++) {
-        n += r->messages[i].content.n + r->messages[i].reasoning.n;
+        const qw_message *m = &r->messages[i];
+        n += m->content.n + m->reasoning.n;
+        for (size_t k = 0; k < m->n_tool_calls && n <= QW_PROMPT_BYTES_MAX; k++) n += m->tool_calls[k].arguments.n;
     }
     return n;
 }

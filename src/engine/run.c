@@ -208,7 +208,8 @@ static qw_status flush_text(answer *a)
     qw_buf_clear(&a->decoded);
     QW_TRY(qw_detok_flush(&a->detok, &a->decoded, &a->err));
     QW_TRY(qw_stop_push(&a->stop, qw_buf_str(&a->decoded), a->decoded.n, &a->text, &found, &a->err));
-    if (!found) QW_TRY(qw_stop_flush(&a->stop, &a->text, &a->err));
+    if (found) a->finish = QW_FINISH_STOP; /* in what a cut character became */
+    else QW_TRY(qw_stop_flush(&a->stop, &a->text, &a->err));
     return send_text(a, NULL);
 }
 

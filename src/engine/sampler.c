@@ -7,6 +7,8 @@
 
 #include "base/mem.h"
 
+#define BIAS_MAX 1e6f /* sums and penalties on it stay finite */
+
 typedef struct candidate {
     float logit;
     int32_t id;
@@ -95,8 +97,9 @@ qw_status qw_sampling_check(const qw_sampling *p, uint32_t n_vocab, qw_err *err)
             return qw_fail(err, QW_E_ARG, "logit_bias names token %d, the vocabulary has 0 to %u", p->bias[i].token,
                            n_vocab - 1);
         }
-        if (!isfinite(p->bias[i].bias)) {
-            return qw_fail(err, QW_E_ARG, "logit_bias of token %d is not a number", p->bias[i].token);
+        if (!(fabsf(p->bias[i].bias) <= BIAS_MAX)) {
+            return qw_fail(err, QW_E_ARG, "logit_bias of token %d is %g, want -%g to %g", p->bias[i].token,
+                           (double)p->bias[i].bias, (double)BIAS_MAX, (double)BIAS_MAX);
         }
     }
     return QW_OK;
@@ -212,21 +215,36 @@ static size_t select_best(const float *logits, size_t n, size_t k, candidate *ou
     return n_heap;
 }
 
+/* 0 when nothing is above -INFINITY; what is no number (damaged weights) never wins. */
 static int32_t argmax(const float *logits, size_t n)
 {
     size_t best = 0;
-    for (size_t i = 1; i < n; i++) {
-        if (logits[i] > logits[best]) best = i;
+    float most = -INFINITY;
+    for (size_t i = 0; i < n; i++) {
+        if (logits[i] > most) most = logits[best = i];
     }
     return (int32_t)best;
 }
 
 /* Sum of exp((l - max) * scale). */
-static double sum_exp(const float *logits, size_t n, float scale, float max)
+static double sum_exp(const float *logits, size_t n, double scale, float max)
 {
     double sum = 0;
-    for (size_t i = 0; i < n; i++) sum += exp((double)((logits[i] - max) * scale));
+    for (size_t i = 0; i < n; i++) sum += exp((double)(logits[i] - max) * scale);
     return sum;
+}
+
+/* Nothing is cut: all candidates, in the order of their ids, since sorting a vocabulary costs more than a token. */
+static size_t keep_all(qw_sampler *s, const float *logits, double inv_t)
+{
+    size_t n = 0;
+    float max = logits[argmax(logits, s->n_vocab)];
+    for (size_t i = 0; i < s->n_vocab; i++) {
+        if (!(logits[i] > -INFINITY)) continue;
+        s->candidates[n] = (candidate){logits[i], (int32_t)i};
+        s->weights[n++] = exp((double)(logits[i] - max) * inv_t);
+    }
+    return n;
 }
 
 /* Candidates that top-k, top-p and min-p leave, best first, with weights relative to the best one. Without
@@ -234,18 +252,19 @@ static double sum_exp(const float *logits, size_t n, float scale, float max)
 static size_t keep(qw_sampler *s, const float *logits)
 {
     const qw_sampling *p = &s->p;
-    float inv_t = 1 / p->temperature;
+    double inv_t = 1 / (double)p->temperature; /* finite for the smallest float there is */
     size_t n = 0, n_kept = 0;
     size_t k = p->top_k > 0 && (uint32_t)p->top_k < s->n_vocab ? (size_t)p->top_k : s->n_vocab;
     bool by_k = k < s->n_vocab;
     double total = 0;
+    if (!by_k && p->top_p >= 1 && p->min_p == 0) return keep_all(s, logits, inv_t);
     for (size_t take = by_k ? k : 128;; take = take * 16 < k ? take * 16 : k) {
         n = select_best(logits, s->n_vocab, take < k ? take : k, s->candidates);
         if (n == 0) return 0;
         float max = s->candidates[0].logit;
         double sum = 0;
         for (size_t i = 0; i < n; i++) {
-            s->weights[i] = exp((double)((s->candidates[i].logit - max) * inv_t));
+            s->weights[i] = exp((double)(s->candidates[i].logit - max) * inv_t);
             sum += s->weights[i];
         }
         if (by_k) total = sum; /* top-p is over what top-k left */

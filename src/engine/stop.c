@@ -1,6 +1,7 @@
 /* stop.c: see stop.h. */
 #include "engine/stop.h"
 
+#include <stdint.h>
 #include <string.h>
 
 enum { HELD_BYTES_MAX = 1 << 20 };
@@ -19,18 +20,20 @@ void qw_stop_free(qw_stop *s)
     qw_buf_free(&s->held);
 }
 
-/* Offset of the earliest stop string in the held text, or held.n. */
+/* Offset of the stop string in the held text that ends first, of those the longest; or held.n. Chosen by its end,
+ * not by its start: how the text was cut into pieces must not change the answer. */
 static size_t find_hit(qw_stop *s)
 {
-    size_t at = s->held.n;
+    size_t at = s->held.n, end = SIZE_MAX;
     s->hit = NULL;
     for (size_t i = 0; i < s->n; i++) {
         size_t len = strlen(s->strings[i]);
         const char *p = memmem(s->held.data, s->held.n, s->strings[i], len);
         if (!p) continue;
         size_t offset = (size_t)(p - s->held.data);
-        if (!s->hit || offset < at || (offset == at && len > strlen(s->hit))) {
+        if (offset + len < end || (offset + len == end && offset < at)) {
             at = offset;
+            end = offset + len;
             s->hit = s->strings[i];
         }
     }

@@ -62,8 +62,8 @@ typedef struct split_keys {
 static qw_status read_split_keys(const gguf_part *part, split_keys *out, qw_err *err)
 {
     *out = (split_keys){.count = 1, .n_tensors = part->n_tensors};
-    if (gguf_part_find(part, "split.count") == NULL) return QW_OK;
-    QW_TRY(gguf_part_get_u64(part, "split.count", &out->count, err));
+    if (qw_gguf_part_find(part, "split.count") == NULL) return QW_OK;
+    QW_TRY(qw_gguf_part_get_u64(part, "split.count", &out->count, err));
     if (out->count <= 1) {
         out->count = 1;
         return QW_OK;
@@ -71,8 +71,8 @@ static qw_status read_split_keys(const gguf_part *part, split_keys *out, qw_err 
     if (out->count > GGUF_SPLITS_MAX)
         return qw_fail(err, QW_E_LIMIT, "%s: split into %llu parts, the limit is %d", part->path,
                        (unsigned long long)out->count, GGUF_SPLITS_MAX);
-    QW_TRY(gguf_part_get_u64(part, "split.no", &out->no, err));
-    QW_TRY(gguf_part_get_u64(part, "split.tensors.count", &out->n_tensors, err));
+    QW_TRY(qw_gguf_part_get_u64(part, "split.no", &out->no, err));
+    QW_TRY(qw_gguf_part_get_u64(part, "split.tensors.count", &out->n_tensors, err));
     if (out->n_tensors > GGUF_TENSORS_MAX)
         return qw_fail(err, QW_E_LIMIT, "%s: the parts have %llu tensors together, the limit is %d",
                        part->path, (unsigned long long)out->n_tensors, GGUF_TENSORS_MAX);
@@ -136,7 +136,7 @@ static qw_status open_later_parts(qw_gguf *g, const split_keys *first, const spl
             return qw_fail(err, QW_E_LIMIT, "%s: the path is too long", base);
         gguf_part *part = &g->parts[no];
         g->n_parts = (size_t)no + 1; /* from here on closing frees it */
-        qw_status status = gguf_part_open(part, path, err);
+        qw_status status = qw_gguf_part_open(part, path, err);
         if (status != QW_OK && part->map == NULL) /* most often a part that was not downloaded */
             qw_err_prefix(err, "%s: part %" PRIu64 " of %" PRIu64, base, no + 1, first->count);
         QW_TRY(status);
@@ -154,12 +154,12 @@ static qw_status collect_tensors(qw_gguf *g, const split_keys *first, qw_err *er
         return qw_fail(err, QW_E_FORMAT, "%s: the parts hold %zu tensors, the header says %llu",
                        g->parts[0].path, n, (unsigned long long)first->n_tensors);
     QW_TRY(qw_alloc(&g->tensors, n, sizeof *g->tensors, "the list of tensors", err));
-    QW_TRY(name_set_init(&g->names, n, err));
+    QW_TRY(qw_name_set_init(&g->names, n, err));
     for (size_t p = 0; p < g->n_parts; p++) {
         const gguf_part *part = &g->parts[p];
         for (size_t i = 0; i < part->n_tensors; i++) {
             const qw_tensor *t = &part->tensors[i];
-            if (!name_set_add(&g->names, (qw_text){.s = t->name, .n = strlen(t->name)}, g->n_tensors))
+            if (!qw_name_set_add(&g->names, (qw_text){.s = t->name, .n = strlen(t->name)}, g->n_tensors))
                 return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' is there twice", part->path, t->name);
             g->tensors[g->n_tensors++] = *t;
         }
@@ -176,7 +176,7 @@ qw_status qw_gguf_open(const char *path, qw_gguf **out, qw_err *err)
     QW_TRY(qw_alloc(&g, 1, sizeof *g, "a model file", err));
     QW_TRY_GOTO(qw_alloc(&g->parts, 1, sizeof *g->parts, "a model file", err));
     g->n_parts = 1;
-    QW_TRY_GOTO(gguf_part_open(&g->parts[0], path, err));
+    QW_TRY_GOTO(qw_gguf_part_open(&g->parts[0], path, err));
     QW_TRY_GOTO(read_split_keys(&g->parts[0], &keys, err));
     QW_TRY_GOTO(check_first(&g->parts[0], &keys, &name, err));
     QW_TRY_GOTO(qw_grow(&g->parts, 1, (size_t)keys.count, sizeof *g->parts, "the parts of a model", err));
@@ -192,10 +192,10 @@ fail:
 void qw_gguf_close(qw_gguf *g)
 {
     if (g == NULL) return;
-    for (size_t p = 0; p < g->n_parts; p++) gguf_part_free(&g->parts[p]);
+    for (size_t p = 0; p < g->n_parts; p++) qw_gguf_part_free(&g->parts[p]);
     free(g->parts);
     free(g->tensors);
-    name_set_free(&g->names);
+    qw_name_set_free(&g->names);
     free(g);
 }
 
@@ -242,10 +242,18 @@ void qw_gguf_identity(const qw_gguf *g, char out[65])
     for (unsigned i = 0; i < n; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
 }
 
-void qw_gguf_will_need(const qw_gguf *g)
+qw_status qw_gguf_check_finite(const qw_gguf *g, qw_err *err)
 {
-    for (size_t p = 0; p < g->n_parts; p++)
-        qw_map_will_need(g->parts[p].map, g->parts[p].data_start, SIZE_MAX);
+    for (size_t i = 0; i < qw_gguf_n_tensors(g); i++) {
+        const qw_tensor *t = qw_gguf_tensor(g, i);
+        size_t row_bytes = qw_type_row_bytes(t->type, t->ne[0]);
+        for (size_t at = 0; at < t->bytes; at += row_bytes) {
+            if (qw_row_finite(t->type, t->data + at, t->ne[0])) continue;
+            return qw_fail(err, QW_E_CORRUPT, "%s: tensor %s has a value in row %zu that is not a number", qw_gguf_path(g),
+                           t->name, at / row_bytes);
+        }
+    }
+    return QW_OK;
 }
 
 size_t qw_gguf_n_tensors(const qw_gguf *g)
@@ -260,7 +268,7 @@ const qw_tensor *qw_gguf_tensor(const qw_gguf *g, size_t i)
 
 const qw_tensor *qw_gguf_find_tensor(const qw_gguf *g, const char *name)
 {
-    size_t i = name_set_find(&g->names, (qw_text){.s = name, .n = strlen(name)});
+    size_t i = qw_name_set_find(&g->names, (qw_text){.s = name, .n = strlen(name)});
     return i != SIZE_MAX ? &g->tensors[i] : NULL;
 }
 
@@ -291,7 +299,7 @@ static bool is_float(qw_gguf_type type)
 /* Element i of integers or truth values; a u64 above INT64_MAX comes out negative. */
 static int64_t load_int(const gguf_kv *kv, size_t i)
 {
-    size_t bytes = gguf_type_bytes[kv->elem];
+    size_t bytes = qw_gguf_type_bytes[kv->elem];
     uint64_t v = load_le(kv->value + i * bytes, bytes);
     if (is_signed(kv->elem)) {
         uint64_t sign = (uint64_t)1 << (8 * bytes - 1);
@@ -383,14 +391,14 @@ void qw_gguf_kv_text(const qw_gguf *g, size_t i, char *out, size_t cap)
 
 bool qw_gguf_has(const qw_gguf *g, const char *key)
 {
-    return gguf_part_find(&g->parts[0], key) != NULL;
+    return qw_gguf_part_find(&g->parts[0], key) != NULL;
 }
 
 /* ---- typed reads ------------------------------------------------------------------------------ */
 
 static qw_status find_key(const gguf_part *part, const char *key, const gguf_kv **out, qw_err *err)
 {
-    *out = gguf_part_find(part, key);
+    *out = qw_gguf_part_find(part, key);
     if (*out == NULL) return qw_fail(err, QW_E_FORMAT, "%s: key '%s' is missing", part->path, key);
     return QW_OK;
 }
@@ -399,10 +407,10 @@ static qw_status wrong_type(const gguf_part *part, const gguf_kv *kv, const char
 {
     bool array = kv->type == QW_GGUF_ARRAY;
     return qw_fail(err, QW_E_FORMAT, "%s: key '%.*s' is of type %s%s: want %s", part->path, (int)kv->key.n,
-                   kv->key.s, array ? "array of " : "", gguf_type_names[array ? kv->elem : kv->type], want);
+                   kv->key.s, array ? "array of " : "", qw_gguf_type_names[array ? kv->elem : kv->type], want);
 }
 
-qw_status gguf_part_get_u64(const gguf_part *part, const char *key, uint64_t *out, qw_err *err)
+qw_status qw_gguf_part_get_u64(const gguf_part *part, const char *key, uint64_t *out, qw_err *err)
 {
     const gguf_kv *kv = NULL;
     QW_TRY(find_key(part, key, &kv, err));
@@ -416,7 +424,7 @@ qw_status gguf_part_get_u64(const gguf_part *part, const char *key, uint64_t *ou
 
 qw_status qw_gguf_get_u64(const qw_gguf *g, const char *key, uint64_t *out, qw_err *err)
 {
-    return gguf_part_get_u64(&g->parts[0], key, out, err);
+    return qw_gguf_part_get_u64(&g->parts[0], key, out, err);
 }
 
 static qw_status not_finite(const gguf_part *part, const char *key, qw_err *err)

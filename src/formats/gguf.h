@@ -42,7 +42,8 @@ size_t qw_gguf_bytes(const qw_gguf *g);     /* of all parts */
 bool qw_gguf_map_failed(const qw_gguf *g);  /* a mapped part shrank or could not be read */
 /* Identity text of all parts (see qw_map_identity), hashed to 64 hex digits. */
 void qw_gguf_identity(const qw_gguf *g, char out[65]);
-void qw_gguf_will_need(const qw_gguf *g);   /* start reading the weights in the background */
+/* Reads every weight: QW_E_CORRUPT naming the first tensor with a scale or value that is no number (NaN, infinite). */
+qw_status qw_gguf_check_finite(const qw_gguf *g, qw_err *err) QW_MUST_CHECK;
 
 size_t qw_gguf_n_tensors(const qw_gguf *g);
 const qw_tensor *qw_gguf_tensor(const qw_gguf *g, size_t i);

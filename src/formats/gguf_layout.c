@@ -72,7 +72,7 @@ static qw_status place(gguf_part *part, uint64_t *end, qw_err *err)
     return QW_OK;
 }
 
-qw_status gguf_part_layout(gguf_part *part, qw_err *err)
+qw_status qw_gguf_part_layout(gguf_part *part, qw_err *err)
 {
     uint64_t bytes = qw_map_bytes(part->map), start, end = 0, all;
     if (!round_up(part->infos_end, part->alignment, &start))

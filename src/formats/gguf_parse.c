@@ -14,13 +14,13 @@
 #include "base/mem.h"
 #include "base/utf8.h"
 
-const char *const gguf_type_names[GGUF_TYPE_COUNT] = {
+const char *const qw_gguf_type_names[GGUF_TYPE_COUNT] = {
     [QW_GGUF_U8] = "u8",   [QW_GGUF_I8] = "i8",         [QW_GGUF_U16] = "u16",   [QW_GGUF_I16] = "i16",
     [QW_GGUF_U32] = "u32", [QW_GGUF_I32] = "i32",       [QW_GGUF_F32] = "f32",   [QW_GGUF_BOOL] = "bool",
     [QW_GGUF_U64] = "u64", [QW_GGUF_STRING] = "string", [QW_GGUF_ARRAY] = "array", [QW_GGUF_I64] = "i64",
     [QW_GGUF_F64] = "f64",
 };
-const uint8_t gguf_type_bytes[GGUF_TYPE_COUNT] = {
+const uint8_t qw_gguf_type_bytes[GGUF_TYPE_COUNT] = {
     [QW_GGUF_U8] = 1,  [QW_GGUF_I8] = 1,   [QW_GGUF_U16] = 2,  [QW_GGUF_I16] = 2,
     [QW_GGUF_U32] = 4, [QW_GGUF_I32] = 4,  [QW_GGUF_F32] = 4,  [QW_GGUF_BOOL] = 1,
     [QW_GGUF_U64] = 8, [QW_GGUF_I64] = 8,  [QW_GGUF_F64] = 8,
@@ -217,7 +217,7 @@ static qw_status parse_array(kv_reader *r, gguf_kv *kv)
     if (n > GGUF_ARRAY_MAX)
         return kv_fail(r, QW_E_LIMIT, "an array of %llu elements, the limit is %d", (unsigned long long)n,
                        GGUF_ARRAY_MAX);
-    size_t size = gguf_type_bytes[kv->elem];
+    size_t size = qw_gguf_type_bytes[kv->elem];
     size_t need = (size_t)n * (size > 0 ? size : 8); /* 15: a string takes 8 bytes at least; below 2^29 */
     if (need > qw_cursor_remaining(r->c))
         return kv_fail(r, QW_E_FORMAT,
@@ -242,7 +242,7 @@ static qw_status parse_value(kv_reader *r, gguf_kv *kv)
     if (kv->type == QW_GGUF_STRING) {
         QW_TRY(parse_string(r, &kv->value, &kv->bytes));
     } else {
-        kv->bytes = gguf_type_bytes[kv->type];
+        kv->bytes = qw_gguf_type_bytes[kv->type];
         QW_TRY(qw_cursor_take(r->c, kv->bytes, r->field, &kv->value, r->err));
         if (kv->type == QW_GGUF_BOOL) QW_TRY(check_bools(r, kv->value, 1));
     }
@@ -253,12 +253,12 @@ static qw_status parse_keys(gguf_part *part, qw_cursor *c, qw_err *err)
 {
     kv_reader r = {.part = part, .c = c, .err = err};
     QW_TRY(qw_alloc(&part->kv, part->n_kv_max, sizeof *part->kv, "the keys of a model", err));
-    QW_TRY(name_set_init(&part->keys, part->n_kv_max, err));
+    QW_TRY(qw_name_set_init(&part->keys, part->n_kv_max, err));
     for (size_t i = 0; i < part->n_kv_max; i++) {
         gguf_kv *kv = &part->kv[i];
         part->n_kv = i + 1; /* from here on freeing the part frees the entry's index */
         QW_TRY(parse_key(&r, i, &kv->key));
-        if (!name_set_add(&part->keys, kv->key, i)) /* 12 */
+        if (!qw_name_set_add(&part->keys, kv->key, i)) /* 12 */
             return kv_fail(&r, QW_E_FORMAT, "is there twice");
         QW_TRY(parse_value(&r, kv));
     }
@@ -270,13 +270,13 @@ static qw_status find_alignment(gguf_part *part, qw_err *err)
 {
     static const char key[] = "general.alignment";
     part->alignment = GGUF_ALIGNMENT_DEFAULT;
-    const gguf_kv *kv = gguf_part_find(part, key);
+    const gguf_kv *kv = qw_gguf_part_find(part, key);
     uint64_t n = 0;
     if (kv == NULL) return QW_OK;
     if (kv->type != QW_GGUF_U32)
         return qw_fail(err, QW_E_FORMAT, "%s: key '%s' is of type %s: want u32", part->path, key,
-                       gguf_type_names[kv->type]);
-    QW_TRY(gguf_part_get_u64(part, key, &n, err));
+                       qw_gguf_type_names[kv->type]);
+    QW_TRY(qw_gguf_part_get_u64(part, key, &n, err));
     if (n < GGUF_ALIGNMENT_MIN || n > GGUF_ALIGNMENT_MAX || (n & (n - 1)) != 0)
         return qw_fail(err, QW_E_FORMAT, "%s: key '%s' is %llu: want a power of two from %d to %d",
                        part->path, key, (unsigned long long)n, GGUF_ALIGNMENT_MIN, GGUF_ALIGNMENT_MAX);
@@ -401,10 +401,10 @@ static qw_status parse(gguf_part *part, qw_err *err)
     QW_TRY(parse_keys(part, &c, err));
     QW_TRY(find_alignment(part, err));
     QW_TRY(parse_infos(part, &c, err));
-    return gguf_part_layout(part, err);
+    return qw_gguf_part_layout(part, err);
 }
 
-qw_status gguf_part_open(gguf_part *part, const char *path, qw_err *err)
+qw_status qw_gguf_part_open(gguf_part *part, const char *path, qw_err *err)
 {
     *part = (gguf_part){0};
     QW_TRY(qw_strndup(&part->path, path, strlen(path), err));
@@ -424,11 +424,11 @@ qw_status gguf_part_open(gguf_part *part, const char *path, qw_err *err)
     return status;
 }
 
-void gguf_part_free(gguf_part *part)
+void qw_gguf_part_free(gguf_part *part)
 {
     for (size_t i = 0; i < part->n_kv; i++) free(part->kv[i].spans);
     free(part->kv);
-    name_set_free(&part->keys);
+    qw_name_set_free(&part->keys);
     free(part->tensors);
     free(part->offsets);
     free(part->names);
@@ -437,8 +437,8 @@ void gguf_part_free(gguf_part *part)
     *part = (gguf_part){0};
 }
 
-const gguf_kv *gguf_part_find(const gguf_part *part, const char *key)
+const gguf_kv *qw_gguf_part_find(const gguf_part *part, const char *key)
 {
-    size_t i = name_set_find(&part->keys, (qw_text){.s = key, .n = strlen(key)});
+    size_t i = qw_name_set_find(&part->keys, (qw_text){.s = key, .n = strlen(key)});
     return i != SIZE_MAX ? &part->kv[i] : NULL;
 }

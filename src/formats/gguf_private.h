@@ -71,19 +71,19 @@ struct qw_gguf {
 };
 
 /* Name of a value type ("u32"), and its bytes (0 for strings and arrays). */
-extern const char *const gguf_type_names[GGUF_TYPE_COUNT];
-extern const uint8_t gguf_type_bytes[GGUF_TYPE_COUNT];
+extern const char *const qw_gguf_type_names[GGUF_TYPE_COUNT];
+extern const uint8_t qw_gguf_type_bytes[GGUF_TYPE_COUNT];
 
 /* Maps the file and reads header, keys and tensor infos (checks 1 to 29). On failure the part holds what
- * gguf_part_free() must free. */
-qw_status gguf_part_open(gguf_part *part, const char *path, qw_err *err) QW_MUST_CHECK;
-void gguf_part_free(gguf_part *part);
+ * qw_gguf_part_free() must free. */
+qw_status qw_gguf_part_open(gguf_part *part, const char *path, qw_err *err) QW_MUST_CHECK;
+void qw_gguf_part_free(gguf_part *part);
 /* Places every tensor in the file (checks 29 to 33) and sets its data. */
-qw_status gguf_part_layout(gguf_part *part, qw_err *err) QW_MUST_CHECK;
+qw_status qw_gguf_part_layout(gguf_part *part, qw_err *err) QW_MUST_CHECK;
 
 /* Reads key values of one part; gguf.h's typed reads do this on the first part. */
-const gguf_kv *gguf_part_find(const gguf_part *part, const char *key);
-qw_status gguf_part_get_u64(const gguf_part *part, const char *key, uint64_t *out,
+const gguf_kv *qw_gguf_part_find(const gguf_part *part, const char *key);
+qw_status qw_gguf_part_get_u64(const gguf_part *part, const char *key, uint64_t *out,
                             qw_err *err) QW_MUST_CHECK;
 
 #endif

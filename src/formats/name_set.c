@@ -46,7 +46,7 @@ static uint64_t hash(const uint64_t key[2], qw_text name)
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
-qw_status name_set_init(name_set *set, size_t n_max, qw_err *err)
+qw_status qw_name_set_init(name_set *set, size_t n_max, qw_err *err)
 {
     *set = (name_set){.n_max = n_max};
     size_t n_slots = 8, want;
@@ -59,7 +59,7 @@ qw_status name_set_init(name_set *set, size_t n_max, qw_err *err)
     return QW_OK;
 }
 
-void name_set_free(name_set *set)
+void qw_name_set_free(name_set *set)
 {
     free(set->slots);
     *set = (name_set){0};
@@ -73,7 +73,7 @@ static struct name_slot *find(const name_set *set, qw_text name)
     }
 }
 
-bool name_set_add(name_set *set, qw_text name, size_t value)
+bool qw_name_set_add(name_set *set, qw_text name, size_t value)
 {
     struct name_slot *s = find(set, name);
     if (s->name.s != NULL) return false;
@@ -83,7 +83,7 @@ bool name_set_add(name_set *set, qw_text name, size_t value)
     return true;
 }
 
-size_t name_set_find(const name_set *set, qw_text name)
+size_t qw_name_set_find(const name_set *set, qw_text name)
 {
     if (set->slots == NULL) return SIZE_MAX;
     const struct name_slot *s = find(set, name);

@@ -26,11 +26,11 @@ typedef struct name_set {
 } name_set;
 
 /* Room for n_max names. */
-qw_status name_set_init(name_set *set, size_t n_max, qw_err *err) QW_MUST_CHECK;
-void name_set_free(name_set *set);
+qw_status qw_name_set_init(name_set *set, size_t n_max, qw_err *err) QW_MUST_CHECK;
+void qw_name_set_free(name_set *set);
 /* False when the name is there already. At most n_max names. */
-bool name_set_add(name_set *set, qw_text name, size_t value);
+bool qw_name_set_add(name_set *set, qw_text name, size_t value);
 /* The value of a name, SIZE_MAX when it is not there (or the set was never initialised). */
-size_t name_set_find(const name_set *set, qw_text name);
+size_t qw_name_set_find(const name_set *set, qw_text name);
 
 #endif

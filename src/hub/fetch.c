@@ -20,7 +20,7 @@
 #include <unistd.h>
 
 #include "base/file.h"
-#include "qw.h"
+#include "qw_types.h"
 
 enum {
     CONNECT_MS = 6000,

@@ -394,8 +394,9 @@ static qw_status check_container(pull *p, qw_err *err)
     }
     if (status == QW_OK) {
         status = qw_gguf_open(at, &g, err);
+        if (status == QW_OK) status = qw_gguf_check_finite(g, err);
         if (status == QW_OK) qw_hub_describe(at, p->want.quantization, p->want.architecture);
-        else if (status == QW_E_FORMAT || status == QW_E_UNSUPPORTED)
+        else if (status == QW_E_FORMAT || status == QW_E_UNSUPPORTED || status == QW_E_CORRUPT)
             qw_err_prefix(err, "%.300s is not taken into the store", p->want.source);
         qw_gguf_close(g);
     }

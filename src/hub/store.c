@@ -245,15 +245,14 @@ static void pack_identity(const char *model_path, char identity[65])
     qw_gguf_close(g);
 }
 
-/* The one place that knows where packed side files lie: <cache>/packed/<identity>*. Losing one costs time
- * only, so nothing here is an error. */
+/* Losing a side file costs time only, so nothing here is an error. */
 static void pack_cache_remove(const char identity[65])
 {
     char cache[QW_HUB_PATH_MAX - 256], pattern[QW_HUB_PATH_MAX];
     glob_t found = {0};
-    if (!qw_hub_digest_valid(identity) || qw_cache_dir(cache, sizeof(cache), NULL) != QW_OK) return;
+    if (!qw_hub_digest_valid(identity) || qw_packed_dir(cache, sizeof(cache), NULL) != QW_OK) return;
     if (strpbrk(cache, "*?[\\")) return;
-    snprintf(pattern, sizeof(pattern), "%s/packed/%s*", cache, identity);
+    snprintf(pattern, sizeof(pattern), "%s/%s*", cache, identity);
     if (glob(pattern, GLOB_NOSORT, NULL, &found) == 0)
         for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
     globfree(&found);

@@ -45,6 +45,14 @@ static void key_name(const reader *r, const char *key, char out[128])
     snprintf(out, 128, "%s.%s", r->arch, key);
 }
 
+/* The file's name stands once, in front of all faults. */
+static const char *without_path(const reader *r, const char *text)
+{
+    const char *path = qw_gguf_path(r->file);
+    size_t n = strlen(path);
+    return strncmp(text, path, n) == 0 && text[n] == ':' && text[n + 1] == ' ' ? text + n + 2 : text;
+}
+
 static uint32_t read_int(reader *r, const char *key, uint64_t min, uint64_t max)
 {
     char name[128];
@@ -52,8 +60,7 @@ static uint32_t read_int(reader *r, const char *key, uint64_t min, uint64_t max)
     qw_err err;
     key_name(r, key, name);
     if (qw_gguf_get_u64(r->file, name, &value, &err) != QW_OK) {
-        const char *what = strstr(err.text, name); /* the file's name stands once in front of all faults */
-        qw_faults_add(&r->faults, "%s", what ? what : err.text);
+        qw_faults_add(&r->faults, "%s", without_path(r, err.text));
         return 0;
     }
     if (value < min || value > max) {
@@ -71,8 +78,7 @@ static float read_float(reader *r, const char *key, double min, double max)
     qw_err err;
     key_name(r, key, name);
     if (qw_gguf_get_f64(r->file, name, &value, &err) != QW_OK) {
-        const char *what = strstr(err.text, name); /* the file's name stands once in front of all faults */
-        qw_faults_add(&r->faults, "%s", what ? what : err.text);
+        qw_faults_add(&r->faults, "%s", without_path(r, err.text));
         return 0;
     }
     if (!(isfinite(value) && value >= min && value <= max)) {
@@ -113,16 +119,29 @@ static void check_relations(reader *r, qw_hparams *hp)
     }
 }
 
+/* Positions that are scaled would be computed wrongly. A factor without a type means linear scaling. */
 static qw_status check_rope_scaling(const reader *r, qw_err *err)
 {
+    static const char *const factors[] = {"rope.scaling.factor", "rope.scale_linear"};
     char key[128];
     qw_text type;
     key_name(r, "rope.scaling.type", key);
-    if (!qw_gguf_has(r->file, key)) return QW_OK;
-    QW_TRY(qw_gguf_get_str(r->file, key, &type, err));
-    if (type.n == 4 && memcmp(type.s, "none", 4) == 0) return QW_OK;
-    return qw_fail(err, QW_E_UNSUPPORTED, "%s: rope scaling '%.*s' is not supported", qw_gguf_path(r->file),
-                   (int)(type.n > 64 ? 64 : type.n), type.s);
+    if (qw_gguf_has(r->file, key)) {
+        QW_TRY(qw_gguf_get_str(r->file, key, &type, err));
+        if (type.n == 4 && memcmp(type.s, "none", 4) == 0) return QW_OK;
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s: rope scaling '%.*s' is not supported", qw_gguf_path(r->file),
+                       (int)(type.n > 64 ? 64 : type.n), type.s);
+    }
+    for (size_t i = 0; i < sizeof factors / sizeof *factors; i++) {
+        double factor;
+        key_name(r, factors[i], key);
+        if (!qw_gguf_has(r->file, key)) continue;
+        QW_TRY(qw_gguf_get_f64(r->file, key, &factor, err));
+        if (factor == 0 || factor == 1) continue;
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s: rope scaling is not supported (%s is %g)", qw_gguf_path(r->file),
+                       key, factor);
+    }
+    return QW_OK;
 }
 
 static qw_status read_architecture(const qw_gguf *file, char out[32], qw_err *err)

@@ -38,7 +38,7 @@ static const qw_tensor *find(qw_binder *b, const char *name_fmt, uint32_t il, bo
 #pragma GCC diagnostic pop
     const qw_tensor *t = qw_gguf_find_tensor(b->file, name);
     if (!t && !optional) qw_faults_add(&b->faults, "%s is missing", name);
-    if (t) b->n_bound++;
+    if (t) b->bound[t - qw_gguf_tensor(b->file, 0)] = true;
     return t;
 }
 
@@ -91,29 +91,46 @@ void qw_bind_vector(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, b
  * architecture, or damaged. */
 static void refuse_unknown_tensors(qw_binder *b)
 {
-    if (b->faults.n || b->n_bound == qw_gguf_n_tensors(b->file)) return;
-    qw_faults_add(&b->faults, "%zu tensors are not part of the %s architecture", qw_gguf_n_tensors(b->file) - b->n_bound,
-          b->net->hp.architecture);
+    const char *first = NULL;
+    size_t n = 0;
+    for (size_t i = 0; i < qw_gguf_n_tensors(b->file); i++) {
+        if (b->bound[i]) continue;
+        if (n++ == 0) first = qw_gguf_tensor(b->file, i)->name;
+    }
+    if (n == 0) return;
+    qw_faults_add(&b->faults, n == 1 ? "%s is not part of the %s architecture"
+                                     : "%s is not part of the %s architecture, nor are %zu other tensors",
+                  first, b->net->hp.architecture, n - 1);
+}
+
+/* The number of rows of the embedding is the size of the vocabulary. */
+static void bind_vocabulary(qw_binder *b, qw_net *net)
+{
+    qw_hparams *hp = &net->hp;
+    char name[64];
+    const qw_tensor *embed = find(b, "token_embd.weight", 0, false, name);
+    bool tied = qw_gguf_find_tensor(b->file, "output.weight") == NULL;
+    if (embed && (embed->n_dims != 2 || embed->ne[1] > VOCAB_MAX)) {
+        qw_faults_add(&b->faults, "token_embd.weight: the vocabulary has no size qw runs");
+        embed = NULL;
+    }
+    if (!embed) { /* without its size the head cannot be checked */
+        if (!tied) find(b, "output.weight", 0, false, name);
+        return;
+    }
+    hp->n_vocab = (uint32_t)embed->ne[1];
+    qw_bind_matrix(b, "token_embd.weight", 0, hp->n_vocab, hp->hidden, &net->embed);
+    if (tied) net->head = net->embed;
+    else qw_bind_matrix(b, "output.weight", 0, hp->n_vocab, hp->hidden, &net->head);
 }
 
 static void bind_all(qw_binder *b, qw_net *net)
 {
     qw_hparams *hp = &net->hp;
     const family *f = find_family(hp->architecture);
-    const qw_tensor *embed = qw_gguf_find_tensor(b->file, "token_embd.weight");
     QW_ASSERT(f);
-    if (!embed || embed->n_dims != 2 || embed->ne[1] < 1 || embed->ne[1] > VOCAB_MAX) {
-        qw_faults_add(&b->faults, "token_embd.weight: %s", embed ? "the vocabulary has no size qw runs" : "is missing");
-        return;
-    }
-    hp->n_vocab = (uint32_t)embed->ne[1];
-    qw_bind_matrix(b, "token_embd.weight", 0, hp->n_vocab, hp->hidden, &net->embed);
+    bind_vocabulary(b, net);
     qw_bind_vector(b, "output_norm.weight", 0, hp->hidden, false, &net->output_norm);
-    if (qw_gguf_find_tensor(b->file, "output.weight")) {
-        qw_bind_matrix(b, "output.weight", 0, hp->n_vocab, hp->hidden, &net->head);
-    } else {
-        net->head = net->embed;
-    }
     for (uint32_t il = 0; il < hp->n_layers; il++) {
         qw_layer *layer = &net->layers[il];
         layer->mixer = f->mixer;
@@ -152,12 +169,15 @@ qw_status qw_net_open(const qw_gguf *file, qw_net **out, qw_err *err)
     b.net = net;
     QW_TRY_GOTO(qw_hparams_read(file, &net->hp, err));
     QW_TRY_GOTO(qw_alloc(&net->layers, net->hp.n_layers, sizeof *net->layers, "layers", err));
+    QW_TRY_GOTO(qw_alloc(&b.bound, qw_gguf_n_tensors(file), sizeof *b.bound, "tensors", err));
     bind_all(&b, net);
     QW_TRY_GOTO(qw_faults_report(&b.faults, QW_E_FORMAT, qw_gguf_path(file), err));
     net->quantization = most_used_type(net);
+    free(b.bound);
     *out = net;
     return QW_OK;
 fail:
+    free(b.bound);
     qw_net_close(net);
     return status;
 }

@@ -76,7 +76,7 @@ struct qw_binder {
     const qw_gguf *file;
     qw_net *net;
     qw_faults faults;
-    size_t n_bound; /* tensors asked for and found */
+    bool *bound; /* [tensors of the file], owns: those asked for */
 };
 /* Formats the name with the layer number; wants exactly [rows, k]. */
 void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, qw_weight *out);

@@ -73,7 +73,7 @@ static void fill_groups(void *ctx, int64_t begin, int64_t end, int thread)
     }
 }
 
-void pack_table_fill(const pack_table *t, uint8_t *region, qw_pool *pool)
+void qw_pack_table_fill(const pack_table *t, uint8_t *region, qw_pool *pool)
 {
     fill_args args = {.table = t, .region = region};
     qw_pool_run(pool, (int64_t)t->n_groups, 16, fill_groups, &args);
@@ -93,10 +93,10 @@ static qw_status map_side_file(qw_weights *w, const pack_table *t, const qw_net 
 {
     char path[4096];
     qw_weights_cache_path(net->file, cache_dir, path, sizeof path);
-    if (pack_file_open(path, t, net->file, &w->map, region, NULL) == QW_OK) return QW_OK;
+    if (qw_pack_file_open(path, t, net->file, &w->map, region, NULL) == QW_OK) return QW_OK;
     QW_TRY(qw_make_dirs(cache_dir, err));
-    QW_TRY(pack_file_write(path, t, net->file, pool, err));
-    return pack_file_open(path, t, net->file, &w->map, region, err);
+    QW_TRY(qw_pack_file_write(path, t, net->file, pool, err));
+    return qw_pack_file_open(path, t, net->file, &w->map, region, err);
 }
 
 qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, qw_weights **out, qw_err *err)
@@ -115,7 +115,7 @@ qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, q
     }
     if (table.n > 0 && !region) {
         QW_TRY_GOTO(qw_alloc_aligned(&w->memory, table.bytes, "packed weights", err));
-        pack_table_fill(&table, w->memory, pool);
+        qw_pack_table_fill(&table, w->memory, pool);
         region = w->memory;
     }
     use_region(&table, region);

@@ -2,15 +2,19 @@
  *
  * Layout: a header of one system page, SHA-256 of every 1 MiB block of the region, then the region on a page
  * border. Opening checks everything but the blocks' sums, which `qw verify` compares: a start must not read
- * the whole file. The writer fsyncs before it renames, so a name that exists is a whole file.
+ * the whole file. The writer fsyncs before it renames, so a name that exists is a whole file. It holds a lock on its
+ * temporary file; what a killed process left is not locked and goes when the next file is made.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
@@ -23,6 +27,8 @@ enum {
     BLOCK_BYTES = 1 << 20,
     HASH_BYTES = 32
 };
+
+#define SUFFIX ".qwp"
 
 typedef struct file_header {
     char magic[8]; /* "QWPACK\n" */
@@ -83,10 +89,10 @@ void qw_weights_cache_path(const qw_gguf *file, const char *cache_dir, char *out
 {
     char identity[65];
     qw_gguf_identity(file, identity);
-    snprintf(out, cap, "%s/%s.qwp", cache_dir, identity);
+    snprintf(out, cap, "%s/%s" SUFFIX, cache_dir, identity);
 }
 
-qw_status pack_file_open(const char *path, const pack_table *t, const qw_gguf *file, qw_map **map,
+qw_status qw_pack_file_open(const char *path, const pack_table *t, const qw_gguf *file, qw_map **map,
                          const uint8_t **region, qw_err *err)
 {
     file_header want;
@@ -152,7 +158,7 @@ static qw_status write_contents(int fd, const char *path, const pack_table *t, c
     }
     uint8_t *data = mmap(NULL, h.file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
     if (data == MAP_FAILED) return qw_fail_errno(err, "%s: cannot map", path);
-    pack_table_fill(t, data + h.region_offset, pool);
+    qw_pack_table_fill(t, data + h.region_offset, pool);
     sum_args args = {.region = data + h.region_offset, .bytes = t->bytes, .sums = data + PAGE};
     qw_pool_run(pool, (int64_t)h.n_blocks, 1, sum_blocks, &args);
     qw_status status = seal_header(&h, args.sums, err);
@@ -165,23 +171,68 @@ static qw_status write_contents(int fd, const char *path, const pack_table *t, c
     return status;
 }
 
-qw_status pack_file_write(const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool, qw_err *err)
+/* Removes temporary files whose writer is gone. A hint: errors are the next step's. */
+static void remove_orphans(const char *dir)
+{
+    DIR *d = opendir(dir);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        const char *tail = strstr(e->d_name, SUFFIX ".");
+        if (!tail || strlen(tail) != sizeof SUFFIX + 6) continue;
+        int fd = openat(dirfd(d), e->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+        if (fd < 0) continue;
+        if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlinkat(dirfd(d), e->d_name, 0);
+        close(fd);
+    }
+    if (d) closedir(d);
+}
+
+/* A new temporary file with our lock on it. */
+static int create_temp(const char *path, char *temp, size_t cap)
+{
+    for (;;) {
+        struct stat st;
+        snprintf(temp, cap, "%s.XXXXXX", path);
+        int fd = mkostemp(temp, O_CLOEXEC);
+        if (fd < 0) return -1;
+        /* Another process may have taken it for an orphan before the lock was there. */
+        if (flock(fd, LOCK_EX) != 0 || fstat(fd, &st) != 0 || st.st_nlink > 0) return fd;
+        close(fd);
+    }
+}
+
+qw_status qw_pack_file_write(const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool, qw_err *err)
 {
     char temp[4128], dir[4096];
-    snprintf(temp, sizeof temp, "%s.XXXXXX", path);
-    int fd = mkstemp(temp);
-    if (fd < 0) return qw_fail_errno(err, "%s: cannot create", temp);
-    qw_status status = write_contents(fd, temp, t, file, pool, err);
-    close(fd);
-    if (status == QW_OK && rename(temp, path) != 0) status = qw_fail_errno(err, "%s: cannot rename", temp);
-    if (status != QW_OK) {
-        unlink(temp);
-        return status;
-    }
     snprintf(dir, sizeof dir, "%s", path);
     char *slash = strrchr(dir, '/');
     if (slash) *slash = 0;
-    return qw_sync_dir(slash ? dir : ".", err);
+    remove_orphans(slash ? dir : ".");
+    int fd = create_temp(path, temp, sizeof temp);
+    if (fd < 0) return qw_fail_errno(err, "%s: cannot create", temp);
+    qw_status status = write_contents(fd, temp, t, file, pool, err);
+    if (status == QW_OK && rename(temp, path) != 0) status = qw_fail_errno(err, "%s: cannot rename", temp);
+    if (status != QW_OK) unlink(temp);
+    close(fd);
+    return status == QW_OK ? qw_sync_dir(slash ? dir : ".", err) : status;
+}
+
+/* Numbers of the file are used only after they agree with each other, with its size and with their sums. */
+static qw_status check_header(const qw_map *map, file_header *h, bool *whole, qw_err *err)
+{
+    const uint8_t *data = qw_map_data(map);
+    uint8_t sum[HASH_BYTES];
+    *whole = qw_map_bytes(map) >= PAGE;
+    if (!*whole) return QW_OK;
+    memcpy(h, data, sizeof *h);
+    *whole = h->region_bytes <= qw_map_bytes(map) && h->n_blocks == (h->region_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES &&
+             h->region_offset == PAGE + (h->n_blocks * HASH_BYTES + PAGE - 1) / PAGE * PAGE &&
+             h->region_offset + h->region_bytes == qw_map_bytes(map);
+    if (!*whole) return QW_OK;
+    QW_TRY(sha256(h, offsetof(file_header, header_hash), sum, err));
+    *whole = memcmp(sum, h->header_hash, HASH_BYTES) == 0;
+    QW_TRY(sha256(data + PAGE, h->n_blocks * HASH_BYTES, sum, err));
+    *whole = *whole && memcmp(sum, h->sums_hash, HASH_BYTES) == 0;
+    return QW_OK;
 }
 
 qw_status qw_weights_verify(const qw_gguf *file, const char *cache_dir, qw_err *err)
@@ -191,19 +242,13 @@ qw_status qw_weights_verify(const qw_gguf *file, const char *cache_dir, qw_err *
     qw_status status;
     uint8_t sum[HASH_BYTES];
     file_header h;
+    bool whole;
     qw_weights_cache_path(file, cache_dir, path, sizeof path);
     status = qw_map_open(path, &map, err);
     if (status == QW_E_NOT_FOUND) return QW_OK;
     if (status != QW_OK) return status;
     const uint8_t *data = qw_map_data(map);
-    bool whole = qw_map_bytes(map) >= PAGE;
-    if (whole) {
-        memcpy(&h, data, sizeof h);
-        /* Numbers of the file are used only after they agree with each other and with its size. */
-        whole = h.region_bytes <= qw_map_bytes(map) && h.n_blocks == (h.region_bytes + BLOCK_BYTES - 1) / BLOCK_BYTES &&
-                h.region_offset == PAGE + (h.n_blocks * HASH_BYTES + PAGE - 1) / PAGE * PAGE &&
-                h.region_offset + h.region_bytes == qw_map_bytes(map);
-    }
+    QW_TRY_GOTO(check_header(map, &h, &whole, err));
     for (size_t i = 0; whole && i < h.n_blocks; i++) {
         QW_TRY_GOTO(sha256(data + h.region_offset + i * BLOCK_BYTES, block_bytes(h.region_bytes, i), sum, err));
         whole = memcmp(sum, data + PAGE + i * HASH_BYTES, HASH_BYTES) == 0;

@@ -21,14 +21,14 @@ typedef struct pack_table {
 } pack_table;
 
 /* Fills region (bytes long) from the weights, spread over the pool. */
-void pack_table_fill(const pack_table *t, uint8_t *region, qw_pool *pool);
+void qw_pack_table_fill(const pack_table *t, uint8_t *region, qw_pool *pool);
 
 /* Opens the side file for this table and model; QW_E_NOT_FOUND when there is none, QW_E_CORRUPT when it is not
  * what it should be. *region points into *map. */
-qw_status pack_file_open(const char *path, const pack_table *t, const qw_gguf *file, qw_map **map,
+qw_status qw_pack_file_open(const char *path, const pack_table *t, const qw_gguf *file, qw_map **map,
                          const uint8_t **region, qw_err *err) QW_MUST_CHECK;
 /* Packs into a new side file and renames it into place. */
-qw_status pack_file_write(const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool,
+qw_status qw_pack_file_write(const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool,
                           qw_err *err) QW_MUST_CHECK;
 
 #endif

@@ -210,6 +210,10 @@ int qw_cmd_bench(int argc, char **argv)
     QW_TRY_GOTO(set_default(&l.steps, 64, &err));
     QW_TRY_GOTO(set_default(&l.depths, 0, &err));
     QW_TRY_GOTO(set_default(&l.streams, 1, &err));
+    if (largest(&l.prompts) == 0 && largest(&l.steps) == 0) {
+        rc = qw_cli_usage("bench", "-p 0 and -n 0 leave nothing to measure");
+        goto done;
+    }
     qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
                             .no_pack_cache = model.no_pack_cache};
     status = bench_run(&o, &l, (size_t)n_runs, json, &err);

@@ -158,6 +158,11 @@ int qw_cmd_logits(int argc, char **argv)
         QW_TRY_GOTO(qw_file_read(tokens_file, TOKENS_BYTES_MAX, &text, &n_bytes, &err));
     }
     QW_TRY_GOTO(parse_tokens(text ? text : tokens, &ids, &n, &err));
+    if (model.context > 0 && n > (size_t)model.context) {
+        status = qw_fail(&err, QW_E_LIMIT, "%zu tokens were given, the context (-c) holds %lld", n,
+                         (long long)model.context);
+        goto fail;
+    }
     qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
                             .no_pack_cache = model.no_pack_cache, .n_seqs = 1, .seq_tokens_max = (uint32_t)n};
     QW_TRY_GOTO(write_logits(&o, ids, n, output, &err));

@@ -1,17 +1,13 @@
 /* compute.c: see compute.h. */
 #include "tools/compute.h"
 
-#include <stdio.h>
-#include <string.h>
-
 #include "base/file.h"
 
 static qw_status open_weights(const qw_compute_options *o, qw_compute *c, qw_err *err)
 {
-    char dir[4096], base[4000];
+    char dir[4096];
     if (o->exact) return QW_OK;
-    bool cached = !o->no_pack_cache && qw_cache_dir(base, sizeof base, NULL) == QW_OK;
-    if (cached) snprintf(dir, sizeof dir, "%s/packed", base);
+    bool cached = !o->no_pack_cache && qw_packed_dir(dir, sizeof dir, NULL) == QW_OK;
     return qw_weights_create(c->net, cached ? dir : NULL, c->rt.pool, &c->weights, err);
 }
 

@@ -59,8 +59,9 @@ all: $(BUILD)/qw
 # Standard input belongs to the chat: nothing before it may read it, and everything before it talks on standard error.
 chat:
 	@scripts/setup build </dev/null >&2
+	@$(MAKE) -q --no-print-directory all </dev/null >/dev/null 2>&1 || echo "building qw" >&2
 	@$(MAKE) -s --no-print-directory -j$(shell nproc) all </dev/null >&2
-	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@$(BUILD)/qw pull --if-missing $(MODEL) </dev/null >&2
 	@exec $(BUILD)/qw chat -m $(MODEL)
 
 ## test: run every test (SAN=1: with the address and undefined-behaviour sanitizers)

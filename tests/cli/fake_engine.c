@@ -97,6 +97,13 @@ void qw_model_close(qw_model *model)
     free(model);
 }
 
+qw_status qw_model_verify(const qw_model *model, qw_err *err)
+{
+    (void)model;
+    (void)err;
+    return QW_OK;
+}
+
 void qw_model_get_info(const qw_model *model, qw_model_info *out)
 {
     *out = (qw_model_info){
@@ -289,6 +296,12 @@ uint32_t qw_engine_context(const qw_engine *engine)
 int qw_engine_threads(const qw_engine *engine)
 {
     return engine->n_threads;
+}
+
+const char *qw_engine_note(const qw_engine *engine)
+{
+    (void)engine;
+    return "";
 }
 
 int qw_engine_fd(const qw_engine *engine)

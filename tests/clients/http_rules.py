@@ -368,7 +368,7 @@ def test_shutdown(s, args, bias):
     with idle:
         s.check(Reader(idle).at_end(), "an idle connection is closed")
     s.equal(service.stop(), 0, "exit code after SIGTERM")
-    s.equal(service.stderr(), "", "nothing on standard error")
+    s.equal(service.complaints(), [], "nothing on standard error")
 
     service = Service(args.qw, args.model)
     clients = []
@@ -497,7 +497,7 @@ def main():
     beside.join()
     s.run(test_connection_limit, service)
     s.equal(service.stop(), 0, "exit code")
-    s.equal(service.stderr(), "", "nothing on standard error")
+    s.equal(service.complaints(), [], "nothing on standard error")
     s.run(test_shutdown, args, bias)
     s.run(test_start, args)
     return s.finish()

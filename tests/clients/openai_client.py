@@ -308,7 +308,7 @@ def main():
     for test in (test_sampling, test_lengths_and_stops, test_leaving):
         s.run(test, chat, bias)
     s.equal(service.stop(), 0, "exit code")
-    s.equal(service.stderr(), "", "nothing on standard error")
+    s.equal(service.complaints(), [], "nothing on standard error")
     return s.finish()
 
 

@@ -35,6 +35,10 @@ class Service:
         self.errors.seek(0)
         return self.errors.read().decode("utf-8", "replace")
 
+    def complaints(self):
+        """Standard error without notes, which are no faults."""
+        return [line for line in self.stderr().splitlines() if not line.startswith("qw: note: ")]
+
     def signal(self, number):
         self.process.send_signal(number)
 

@@ -93,7 +93,10 @@ static qw_status map_side_file(qw_weights *w, const pack_table *t, const qw_net 
 {
     char path[4096];
     qw_weights_cache_path(net->file, cache_dir, path, sizeof path);
-    if (qw_pack_file_open(path, t, net->file, &w->map, region, NULL) == QW_OK) return QW_OK;
+    if (qw_pack_file_open(path, t, net->file, &w->map, region, NULL) == QW_OK) {
+        qw_map_will_need(w->map, 0, qw_map_bytes(w->map));
+        return QW_OK;
+    }
     QW_TRY(qw_make_dirs(cache_dir, err));
     QW_TRY(qw_pack_file_write(path, t, net->file, pool, err));
     return qw_pack_file_open(path, t, net->file, &w->map, region, err);

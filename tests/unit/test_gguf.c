@@ -189,7 +189,7 @@ static void check_good(uint32_t version)
     check_scalars(g);
     check_arrays(g);
     check_tensors(g);
-    qw_gguf_will_need(g);
+    assert_int_equal(qw_gguf_check_finite(g, NULL), QW_OK);
     char id[65], again[65];
     qw_gguf_identity(g, id);
     qw_gguf_identity(g, again);
@@ -857,6 +857,22 @@ static void test_check_4_later_parts(void **state)
     refuse_three(QW_E_FORMAT, "m-00001-of-00003.gguf: the parts hold 3 tensors, the header says 4");
 }
 
+/* ---- 46: numbers -------------------------------------------------------------------------------- */
+
+static void test_check_46_not_a_number(void **state)
+{
+    (void)state;
+    static const uint8_t nan_bits[4] = {0, 0, 0xc0, 0x7f};
+    gw w = {0};
+    qw_err err;
+    put_good(&w, 3);
+    memcpy(w.data + w.n - 4 - 32, nan_bits, sizeof nan_bits); /* of "b" [4, 8], F32: one row from the end */
+    qw_gguf *g = open_good(save(&w, "nan.gguf"));
+    assert_int_equal(qw_gguf_check_finite(g, &err), QW_E_CORRUPT);
+    assert_non_null(strstr(err.text, "nan.gguf: tensor b has a value in row 2 that is not a number"));
+    qw_gguf_close(g);
+}
+
 /* ---- 48 to 50: the mapping -------------------------------------------------------------------- */
 
 static void test_check_50_file_shrinks(void **state)
@@ -1077,6 +1093,7 @@ int main(void)
         cmocka_unit_test(test_check_4_good_split),
         cmocka_unit_test(test_check_4_first_part),
         cmocka_unit_test(test_check_4_later_parts),
+        cmocka_unit_test(test_check_46_not_a_number),
         cmocka_unit_test(test_check_50_file_shrinks),
         cmocka_unit_test(test_every_flipped_bit),
         cmocka_unit_test(test_every_truncation),

@@ -35,6 +35,8 @@ def suites(b, python, model):
         ("command", [python, "tests/cli/cli.py", "--qw", f"{b}/qw", "--model", TINY], True),
         ("models on disk", [python, "tests/cli/hub.py", "--qw", f"{b}/qw"], False),
         ("http rules", [python, "tests/clients/http_rules.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("http rules, test double", [python, "tests/clients/http_rules.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"],
+         True),
         ("openai client", [python, "tests/clients/openai_client.py", "--qw", f"{b}/qw", "--model", TINY], True),
         ("chat page", [python, "tests/web/page.py", "--qw", f"{b}/qw", "--model", TINY], False),
         ("old processor", [python, "tests/cli/old_cpu.py", "--qw", f"{b}/qw"], False),

@@ -48,8 +48,8 @@ void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows
     const qw_tensor *t = find(b, name_fmt, il, false, name);
     if (!t) return;
     if (t->n_dims != 2 || t->ne[0] != k || t->ne[1] != rows) {
-        qw_faults_add(&b->faults, "%s: want [%zu,%zu], file has [%llu,%llu%s]", name, rows, k, (unsigned long long)t->ne[1],
-              (unsigned long long)t->ne[0], t->n_dims > 2 ? ",..." : "");
+        qw_faults_add(&b->faults, "%s: want [%zu,%zu], file has [%llu,%llu%s]", name, rows, k,
+                      (unsigned long long)t->ne[1], (unsigned long long)t->ne[0], t->n_dims > 2 ? ",..." : "");
         return;
     }
     *out = (qw_weight){.name = t->name, .type = t->type, .rows = rows, .k = k, .data = t->data,

@@ -31,7 +31,7 @@ MB = 1 << 20
 # ---- GGUF files ---------------------------------------------------------------------------------
 
 def gguf(n_bytes, seed, split=None):
-    """A small valid GGUF file with about n_bytes of random tensor data. split: (no, count)."""
+    """A small valid GGUF file with about n_bytes of random tensor data, every float finite. split: (no, count)."""
     def text(s):
         return struct.pack("<Q", len(s)) + s.encode()
 
@@ -46,7 +46,9 @@ def gguf(n_bytes, seed, split=None):
     info = text(name) + struct.pack("<IQIQ", 1, n, 0, 0)
     head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(kv)) + b"".join(kv) + info
     head += b"\0" * (-len(head) % 32)
-    return head + random.Random(seed).randbytes(n * 4)
+    data = bytearray(random.Random(seed).randbytes(n * 4))
+    data[3::4] = bytes(b & 0xBF for b in data[3::4])  # the top bit of the exponent: neither infinite nor NaN
+    return head + bytes(data)
 
 
 def sha(data):
@@ -513,7 +515,9 @@ class Suite:
         self.fails(1, "not taken into the store", "pull", self.serve("/b.gguf", gguf(100000, 1)[:-5000]))
         self.fails(1, "empty file", "pull", self.serve("/c.gguf", b""))
         self.fails(1, "no such file", "pull", self.server.url("/d.gguf"))
-        self.absent("a", "b", "c", "d")
+        nan = gguf(100000, 1)[:-4] + struct.pack("<f", float("nan"))
+        self.fails(1, "is not a number", "pull", self.serve("/e.gguf", nan))
+        self.absent("a", "b", "c", "d", "e")
 
     def test_redirects(self):
         data = gguf(1000, 1)

@@ -632,10 +632,11 @@ static void test_stop_strings(void **state)
     answer *whole = run(e, &r);
     assert_true(whole->n_text > 40);
     size_t n_tried = 0;
+    char stop[8];
+    const char *list[] = {"never in there, this one", stop};
     for (size_t at = 0; at + 8 < whole->n_text; at += 5) {
         for (size_t len = 1; len <= 7; len += 3) {
-            char stop[8] = {0};
-            const char *list[] = {"never in there, this one", stop};
+            memset(stop, 0, sizeof stop);
             memcpy(stop, whole->text + at, len);
             if (strlen(stop) != len) continue; /* a zero byte among them */
             const char *first = strstr(whole->text, stop);

@@ -103,7 +103,8 @@ class Judge:
     def run(self, command):
         """(exit code or minus signal, standard output, standard error, seconds of process time)"""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = subprocess.Popen([self.qw, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=self.env)
+            child = subprocess.Popen([self.qw, *command], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                                     env=self.env)
             timer = threading.Timer(SECONDS_MAX, child.kill)
             timer.start()
             _, status, usage = os.wait4(child.pid, 0)
@@ -175,14 +176,16 @@ def huge(fields, rng):
     def make(data):
         for field in (f for f in fields if f.kind in kinds):
             for value in rng.sample([2**64 - 1, 2**63, 2**63 - 1, 2**40, 2**32, 2**31 + 1], 2):
-                yield (f"{value} as {field}", field.at, struct.pack("<Q", value), bytes(data[field.at:field.at + 8]), True)
+                old = bytes(data[field.at:field.at + 8])
+                yield f"{value} as {field}", field.at, struct.pack("<Q", value), old, True
     return make
 
 
 def cuts(size, header_end, data_end, rng, n):
     """Lengths to which the file is cut: all of the first, the edges, and random ones in header and data."""
     lengths = set(range(0, 40)) | {header_end - 1, header_end, header_end + 1, data_end - 1, data_end - 1000}
-    lengths |= {rng.randrange(40, header_end) for _ in range(n)} | {rng.randrange(header_end, data_end) for _ in range(n)}
+    lengths |= {rng.randrange(40, header_end) for _ in range(n)}
+    lengths |= {rng.randrange(header_end, data_end) for _ in range(n)}
     return sorted(x for x in lengths if 0 <= x < size)
 
 
@@ -206,10 +209,11 @@ def attack(judge, source, folder, rng, sample):
         fields = [f for some in kinds.values() for f in (some if len(some) <= sample else rng.sample(some, sample))]
     jobs = []
     per_field = {"magic": 8, "version": 32, "n_tensors": 8, "n_kv": 8} if not sample else {}
-    for make in (flips(fields, rng, per_field), huge(fields if sample else rng.sample(fields, len(fields) // 4), rng)):
+    for make in (flips(fields, rng, per_field), huge(fields if sample else rng.sample(fields, n_fields // 4), rng)):
         jobs += [("put", job) for job in make(data)]
-    jobs += [("cut", n) for n in cuts(size, header_end, data_end_of(data, *walk(data), size), rng, 10 if sample else 60)]
-    # A large file is not computed with; an element of an array (a token, a merge) is refused by what both commands share.
+    data_end = data_end_of(data, *walk(data), size)
+    jobs += [("cut", n) for n in cuts(size, header_end, data_end, rng, 10 if sample else 60)]
+    # A large file is not computed with. An element of an array (a token, a merge) is refused by what both commands share.
     once_refused, once_taken = (True, not sample), (False, not sample)
     local = threading.local()
     name = os.path.basename(source)

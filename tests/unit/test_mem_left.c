@@ -40,7 +40,8 @@ static void test_version_2(void **state)
     put("cg/slice/service/memory.max", "1000000\n");
     assert_int_equal(left(), 1000000 - 123456);
     /* pages of the file cache can be taken back */
-    put("cg/slice/service/memory.stat", "anon 5\nfile 90000\ninactive_file_not 7\ninactive_file 60000\nactive_file 3000\n");
+    put("cg/slice/service/memory.stat", "anon 5\nfile 90000\ninactive_file_not 7\ninactive_file 60000\n"
+                                        "active_file 3000\n");
     assert_int_equal(left(), 1000000 - 123456 + 63000);
     put("cg/slice/service/memory.stat", "inactive_file 99999999\n"); /* more than is used: nothing is */
     assert_int_equal(left(), 1000000);

@@ -213,14 +213,18 @@ static void assert_refused(const file_plan *f, qw_status status, const char *wan
 {
     char text[QW_ERR_TEXT_MAX];
     qw_status got = try_open(f, text);
-    if (got != status || strcmp(text, want) != 0) fail_msg("status %d '%s', want %d '%s'", (int)got, text, (int)status, want);
+    if (got != status || strcmp(text, want) != 0) {
+        fail_msg("status %d '%s', want %d '%s'", (int)got, text, (int)status, want);
+    }
 }
 
 static void assert_says(const file_plan *f, qw_status status, const char *part)
 {
     char text[QW_ERR_TEXT_MAX];
     qw_status got = try_open(f, text);
-    if (got != status || !strstr(text, part)) fail_msg("status %d '%s', want %d and '%s'", (int)got, text, (int)status, part);
+    if (got != status || !strstr(text, part)) {
+        fail_msg("status %d '%s', want %d and '%s'", (int)got, text, (int)status, part);
+    }
 }
 
 /* ---- good ------------------------------------------------------------------------------------- */
@@ -363,15 +367,15 @@ static void test_several(void **state)
     drop_tensor(&f, "blk.1.attn_v.bias");
     add_tensor(&f, "extra", 0, 3, 32);
     assert_refused(&f, QW_E_FORMAT,
-                   "4 faults: output_norm.weight: want [64], file has [32]; blk.0.attn_q.weight: want [64,64], file has "
-                   "[1,64]; blk.1.attn_v.bias is missing; extra is not part of the qwen2 architecture");
+                   "4 faults: output_norm.weight: want [64], file has [32]; blk.0.attn_q.weight: want [64,64], file "
+                   "has [1,64]; blk.1.attn_v.bias is missing; extra is not part of the qwen2 architecture");
     /* without the embedding the size of the vocabulary is unknown; the rest is still checked */
     good(&f);
     drop_tensor(&f, "token_embd.weight");
     drop_tensor(&f, "blk.0.ffn_down.weight");
     add_tensor(&f, "extra", 0, 3, 32);
-    assert_refused(&f, QW_E_FORMAT, "3 faults: token_embd.weight is missing; blk.0.ffn_down.weight is missing; extra is "
-                                    "not part of the qwen2 architecture");
+    assert_refused(&f, QW_E_FORMAT, "3 faults: token_embd.weight is missing; blk.0.ffn_down.weight is missing; extra "
+                                    "is not part of the qwen2 architecture");
     /* more than a message holds: counted */
     good(&f);
     key(&f, "qwen2.block_count")->number = 100;
@@ -411,8 +415,10 @@ static void test_ranges(void **state)
         {"qwen2.rope.freq_base", 0, "qwen2.rope.freq_base is 0, want 1 to 1e+12"},
         {"qwen2.rope.freq_base", -1e6, "qwen2.rope.freq_base is -1e+06, want 1 to 1e+12"},
         {"qwen2.rope.freq_base", 1e13, "qwen2.rope.freq_base is 1e+13, want 1 to 1e+12"},
-        {"qwen2.attention.layer_norm_rms_epsilon", 0, "qwen2.attention.layer_norm_rms_epsilon is 0, want 1e-12 to 0.01"},
-        {"qwen2.attention.layer_norm_rms_epsilon", 1, "qwen2.attention.layer_norm_rms_epsilon is 1, want 1e-12 to 0.01"},
+        {"qwen2.attention.layer_norm_rms_epsilon", 0,
+         "qwen2.attention.layer_norm_rms_epsilon is 0, want 1e-12 to 0.01"},
+        {"qwen2.attention.layer_norm_rms_epsilon", 1,
+         "qwen2.attention.layer_norm_rms_epsilon is 1, want 1e-12 to 0.01"},
     };
     for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
         file_plan f;
@@ -611,8 +617,8 @@ static void test_vocabulary_length(void **state)
         o.path = save(&f);
         assert_int_equal(qw_model_open(&o, &model, &err), QW_E_FORMAT);
         assert_null(model);
-        snprintf(want, sizeof want, "%s: tokenizer.ggml.tokens has %d tokens, but token_embd.weight has %d rows", o.path,
-                 N_SMALL, N_SMALL + off[i]);
+        snprintf(want, sizeof want, "%s: tokenizer.ggml.tokens has %d tokens, but token_embd.weight has %d rows",
+                 o.path, N_SMALL, N_SMALL + off[i]);
         assert_string_equal(err.text, want);
     }
 }

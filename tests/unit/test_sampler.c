@@ -35,7 +35,8 @@ static double rng_unit(void)
 
 static qw_sampling plain(float temperature)
 {
-    return (qw_sampling){.temperature = temperature, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .seed = 7};
+    return (qw_sampling){
+        .temperature = temperature, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .seed = 7};
 }
 
 static qw_sampler *make(uint32_t n_vocab)
@@ -97,14 +98,17 @@ static reference refer(const float *logits, size_t n, const qw_sampling *p, cons
         l[p->bias[i].token] = p->bias[i].bias <= -100 ? -INFINITY : l[p->bias[i].token] + (double)p->bias[i].bias;
     }
     for (size_t i = 0; i < n; i++) {
-        if (seen && seen[i]) l[i] = l[i] > 0 ? l[i] / (double)p->repetition_penalty : l[i] * (double)p->repetition_penalty;
+        double repeat = seen && seen[i] ? (double)p->repetition_penalty : 1;
+        l[i] = l[i] > 0 ? l[i] / repeat : l[i] * repeat;
         if (counts && counts[i]) l[i] -= (double)p->presence_penalty + (double)p->frequency_penalty * counts[i];
         if (l[i] > -INFINITY) r.kept[r.n++] = (ref_token){.logit = l[i], .id = (int32_t)i};
     }
     free(l);
     qsort(r.kept, r.n, sizeof *r.kept, best_first);
     if (p->top_k > 0 && r.n > (size_t)p->top_k) r.n = (size_t)p->top_k;
-    for (size_t i = 0; i < r.n; i++) r.kept[i].share = exp((r.kept[i].logit - r.kept[0].logit) / (double)p->temperature);
+    for (size_t i = 0; i < r.n; i++) {
+        r.kept[i].share = exp((r.kept[i].logit - r.kept[0].logit) / (double)p->temperature);
+    }
     normalise(&r);
     double cumulative = 0;
     for (size_t i = 0; p->top_p < 1 && i < r.n; i++) {
@@ -294,7 +298,8 @@ static void test_frequencies(void **state)
         for (size_t i = 0; i < r.n; i++) {
             double want = r.kept[i].share * DRAWS, sigma = sqrt(want * (1 - r.kept[i].share));
             if (fabs(hits[r.kept[i].id] - want) > 5 * sigma + 1e-9) {
-                fail_msg("case %zu token %d: %u draws of %d, want %.0f", c, r.kept[i].id, hits[r.kept[i].id], DRAWS, want);
+                fail_msg("case %zu token %d: %u draws of %d, want %.0f", c, r.kept[i].id, hits[r.kept[i].id], DRAWS,
+                         want);
             }
             hits[r.kept[i].id] = 0;
         }
@@ -383,7 +388,9 @@ static void check_penalties(qw_sampler *s, const qw_sampling *p, size_t n, size_
     for (uint64_t i = 0; i < 40; i++) {
         int32_t want = p->temperature == 0 ? r.kept[0].id : predict(&r, qw_sampler_uniform(p->seed, i));
         int32_t got = draw_at(s, logits, n, i).token;
-        if (want >= 0 && got != want) fail_msg("after %zu prompt and %zu answer tokens: %d, want %d", n_prompt, n_answer, got, want);
+        if (want >= 0 && got != want) {
+            fail_msg("after %zu prompt and %zu answer tokens: %d, want %d", n_prompt, n_answer, got, want);
+        }
     }
     free(r.kept);
     free(logits);
@@ -601,8 +608,9 @@ static void test_parameter_errors(void **state)
     const qw_sampling good = {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1};
     const qw_logit_bias low = {-1, 0}, high = {100, 0}, nan_bias = {5, NAN}, inf_bias = {5, INFINITY},
                         huge_bias = {5, 3e38f};
-#define WITH(field, value) {#field, {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .field = value}}
-#define WITH_BIAS(b) {"logit_bias", {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .bias = &b, .n_bias = 1}}
+#define GOOD .temperature = 1, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1
+#define WITH(field, value) {#field, {GOOD, .field = value}}
+#define WITH_BIAS(b) {"logit_bias", {GOOD, .bias = &b, .n_bias = 1}}
     /* the later initialiser of a field wins, which is what the table is about */
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Woverride-init"
@@ -613,8 +621,9 @@ static void test_parameter_errors(void **state)
         WITH(temperature, -0.1f), WITH(temperature, 101), WITH(temperature, NAN), WITH(temperature, INFINITY),
         WITH(top_k, -1), WITH(top_p, -0.1f), WITH(top_p, 1.1f), WITH(top_p, NAN),
         WITH(min_p, -0.1f), WITH(min_p, 1.5f), WITH(min_p, NAN),
-        WITH(repetition_penalty, 0), WITH(repetition_penalty, -1), WITH(repetition_penalty, 1000), WITH(repetition_penalty, NAN),
-        WITH(presence_penalty, 101), WITH(presence_penalty, NAN), WITH(frequency_penalty, -101), WITH(frequency_penalty, NAN),
+        WITH(repetition_penalty, 0), WITH(repetition_penalty, -1), WITH(repetition_penalty, 1000),
+        WITH(repetition_penalty, NAN), WITH(presence_penalty, 101), WITH(presence_penalty, NAN),
+        WITH(frequency_penalty, -101), WITH(frequency_penalty, NAN),
         WITH(top_logprobs, -2), WITH(top_logprobs, 21),
         WITH_BIAS(low), WITH_BIAS(high), WITH_BIAS(nan_bias), WITH_BIAS(inf_bias), WITH_BIAS(huge_bias),
     };

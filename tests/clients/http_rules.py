@@ -434,11 +434,13 @@ def test_fake_failure(s, service):
 
 def test_fake_busy(s, service):
     """Sixteen requests fill the queue of the test double."""
-    clients = [service.connect() for _ in range(17)]
-    for c in clients[:16]:
-        c.sendall(http_request("POST", "/v1/chat/completions", chat("slow answer")))
-        while service.health()["now"]["answers"] < clients.index(c) + 1:
+    clients = []
+    while len(clients) < 16:  # each connects when it has something to say: an idle one is closed after ten seconds
+        clients.append(service.connect())
+        clients[-1].sendall(http_request("POST", "/v1/chat/completions", chat("slow answer")))
+        while service.health()["now"]["answers"] < len(clients):
             time.sleep(0.01)
+    clients.append(service.connect())
     clients[16].sendall(http_request("POST", "/v1/chat/completions", chat("hello")))
     reply = Reader(clients[16]).reply()
     s.check(reply.status == 503 and reply.headers.get("retry-after") and reply.error()["code"] == "overloaded",

@@ -3,8 +3,7 @@
 
     old_cpu.py --qw build/qw
 
-The tiny models must give the same tokens as on this machine, and the same bits of logits where no transcendental function
-of another library is involved. Prints one line per failure and `N passed, M failed`.
+The tiny models must give the same tokens as on this machine, and the same bits of logits. Prints one line per failure and `N passed, M failed`.
 """
 import argparse
 import os

@@ -46,11 +46,6 @@ void qw_hub_close(qw_hub *hub)
     free(hub);
 }
 
-const char *qw_hub_home(const qw_hub *hub)
-{
-    return hub->store.home;
-}
-
 /* ---- describing -------------------------------------------------------------------------------- */
 
 /* general.file_type, for the types qw reads. */

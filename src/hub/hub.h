@@ -95,8 +95,6 @@ qw_status qw_hub_resolve(const char *name_or_path, char *path, size_t cap, qw_er
 
 /* The model that a new user gets. */
 const char *qw_hub_default_model(void);
-/* Folder of the store. */
-const char *qw_hub_home(const qw_hub *hub);
 
 /* ---- changing ---------------------------------------------------------------------------------- */
 

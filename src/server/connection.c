@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -412,6 +413,13 @@ void qw_conns_accept(qw_conns *set, evutil_socket_t fd, const struct sockaddr *p
     if (set->n > QW_CONNECTIONS_MAX) refuse(c, 503, "256 connections are open, which is the most; try again");
 }
 
+/* Input that the system holds and the event loop has not read yet. */
+static bool unread(const qw_conn *c)
+{
+    int bytes = 0;
+    return ioctl(bufferevent_getfd(c->bev), FIONREAD, &bytes) == 0 && bytes > 0;
+}
+
 void qw_conns_drain(qw_conns *set)
 {
     qw_conn *next = NULL;
@@ -419,7 +427,7 @@ void qw_conns_drain(qw_conns *set)
     for (qw_conn *c = set->first; c != NULL; c = next) {
         next = c->next;
         c->keep = false;
-        if (c->state != QW_CONN_IDLE) continue;
+        if (c->state != QW_CONN_IDLE || unread(c)) continue; /* closing over a request would reset the connection */
         if (output_bytes(c) == 0)
             close_conn(c);
         else

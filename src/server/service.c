@@ -1,6 +1,6 @@
 /* service.c: the event loop: listening, the engine's events, signals and the end (contract in service.h).
  *
- * One thread. The end: the first SIGINT or SIGTERM stops accepting and closes idle connections, running answers
+ * One thread. The end: the first SIGINT or SIGTERM stops listening and closes idle connections, running answers
  * may finish for QW_DRAIN_S; then, or with the second signal, clients are told and the loop ends.
  */
 #include "server/service.h"
@@ -80,6 +80,20 @@ static void on_accept_again(evutil_socket_t fd, short what, void *arg)
     (void)fd;
     (void)what;
     if (s->listener != NULL) evconnlistener_enable(s->listener);
+}
+
+/* Ends listening. Who has connected already is still served: closing the socket would reset them. */
+static void stop_listening(qw_service *s)
+{
+    struct sockaddr_storage peer;
+    socklen_t n = sizeof(peer);
+    int listening = evconnlistener_get_fd(s->listener), fd = -1;
+    while ((fd = accept4(listening, (struct sockaddr *)&peer, &n, SOCK_NONBLOCK | SOCK_CLOEXEC)) >= 0) {
+        qw_conns_accept(&s->conns, fd, (struct sockaddr *)&peer);
+        n = sizeof(peer);
+    }
+    evconnlistener_free(s->listener);
+    s->listener = NULL;
 }
 
 static void name_url(qw_service *s)
@@ -170,8 +184,7 @@ static void on_signal(evutil_socket_t fd, short what, void *arg)
         return;
     }
     s->draining = true;
-    evconnlistener_free(s->listener);
-    s->listener = NULL;
+    stop_listening(s);
     evtimer_add(s->timer, &limit);
     qw_conns_drain(&s->conns);
 }

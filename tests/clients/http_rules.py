@@ -388,6 +388,27 @@ def test_shutdown(s, args, bias):
         c.close()
 
 
+def test_shutdown_with_unread_requests(s, args):
+    """Requests that the service has not read yet when it is told to end are answered, not reset."""
+    ask = http_request("POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "Hello"}]})
+    service = Service(args.qw, args.model)
+    with service.connect() as known:
+        known.sendall(http_request("GET", "/health"))
+        known_reader = Reader(known)
+        s.equal(known_reader.reply().status, 200, "health")
+        service.signal(signal.SIGSTOP)
+        clients = [service.connect() for _ in range(5)]  # they wait in the system's queue
+        for c in [known, *clients]:
+            c.sendall(ask)
+        service.signal(signal.SIGTERM)
+        service.signal(signal.SIGCONT)
+        for reader in [known_reader, *map(Reader, clients)]:
+            s.check(reader.reply().status in (200, 503), "an unread request at the end")  # signal or request: either is first
+        for c in clients:
+            c.close()
+    s.equal(service.stop(), 0, "exit code")
+
+
 def test_start(s, args):
     """What keeps the service from starting is said in one line."""
     taken = socket.socket()
@@ -501,6 +522,7 @@ def main():
     s.equal(service.stop(), 0, "exit code")
     s.equal(service.complaints(), [], "nothing on standard error")
     s.run(test_shutdown, args, bias)
+    s.run(test_shutdown_with_unread_requests, args)
     s.run(test_start, args)
     return s.finish()
 

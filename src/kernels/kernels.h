@@ -1,7 +1,7 @@
 /* kernels.h: the one table of compute kernels.
  *
  * Each slot starts as plain reference C (ref/) and is raised upward by instruction-set level
- * (x86/avx2*.c, x86/avx512*.c); qw_kernels_get() returns the finished table of a level. All kernels
+ * (x86/, arm/); qw_kernels_get() returns the finished table of a level. All kernels
  * are pure functions over caller memory: no allocation, no global state, any thread.
  *
  * Exactness. Integer products are exact and every float step has one written order (docs/numerics.md),
@@ -14,8 +14,8 @@
  * once per product into records of act_bytes(), one a column, opaque outside the kernels.
  * out[c * ld_out + row] = sum_k W[row, k] * x[c, k], in this order (docs/kernels.md):
  *   QW_ACT_Q8_32, per 32:   acc = fma((float)isum, dw * da, acc)
- *   QW_ACT_Q8_256, per 256: acc = fma((float)sum(scale * isum), d * da, acc), then for types with minima
- *                           acc = fma((float)sum(min * asum), -(dmin * da), acc)
+ *   QW_ACT_Q8_256, per 256: t = fma((float)isum, d * scale, t) for each sub-block in order, from 0; for types
+ *                           with minima then t = fma((float)sum(min * asum), -dmin, t); acc = fma(t, da, acc)
  * with exact int32 sums, a product of two scales rounded once, blocks in order of k, acc from 0.
  */
 #ifndef QW_KERNELS_KERNELS_H
@@ -126,5 +126,8 @@ void qw_kernels_init_ref(qw_kernels *t);
 void qw_kernels_init_avx2(qw_kernels *t);
 void qw_kernels_init_avx512(qw_kernels *t);
 void qw_kernels_init_avx512_vnni(qw_kernels *t);
+void qw_kernels_init_neon(qw_kernels *t);
+void qw_kernels_init_dotprod(qw_kernels *t);
+void qw_kernels_init_i8mm(qw_kernels *t);
 
 #endif

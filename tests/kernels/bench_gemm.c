@@ -12,7 +12,7 @@
 
 #include "checkasm.h"
 
-enum { N_THREADS_MAX = 256, CHUNK_BYTES = 192 << 10 };
+enum { N_THREADS_MAX = 256, CHUNK_BYTES = 192 << 10, CHUNK_GROUPS = 8 };
 static const size_t CACHED_BYTES = 2u << 20, STREAM_BYTES = 400u << 20;
 static const double RUN_S = 0.02; /* a run shorter than this is repeated inside one measurement */
 
@@ -92,6 +92,7 @@ static void bench_form(ca_ctx *ctx, qw_pack pack, const char *where, size_t byte
     job j = {.gemm = ctx->t->gemm[pack], .packed = packed, .k = k, .group_bytes = qw_pack_group_bytes(pack, k)};
     j.n_groups = bytes / j.group_bytes;
     j.chunk = 1 + (CHUNK_BYTES - 1) / j.group_bytes;
+    if (j.chunk < CHUNK_GROUPS) j.chunk = CHUNK_GROUPS;
     for (size_t i = 0; i < sizeof columns / sizeof columns[0]; i++) {
         char name[64];
         j.n_cols = columns[i];

@@ -6,7 +6,9 @@
 #include "backend/cpu/cpu_private.h"
 
 enum {
-    CHUNK_BYTES = 128 << 10, /* packed weights that stay in L2 while all columns pass over them */
+    CHUNK_BYTES = 192 << 10, /* packed weights that stay in L2 while all columns pass over them */
+    CHUNK_GROUPS = 8,        /* at least, for many columns: all activations are read once a chunk */
+    MANY_ROWS = 32,
     CHUNKS_PER_THREAD = 8    /* so that a late thread costs little at the end of a product */
 };
 
@@ -149,6 +151,7 @@ void qw_cpu_linear(qw_backend *be, const float *x, size_t ld_x, size_t n_rows, c
         }
     }
     size_t chunk = CHUNK_BYTES / (bytes / n_groups + 1);
+    if (n_rows >= MANY_ROWS && chunk < CHUNK_GROUPS) chunk = CHUNK_GROUPS;
     size_t fair = n_groups / (size_t)(CHUNKS_PER_THREAD * cpu->n_threads);
     if (chunk > fair) chunk = fair;
     if (chunk < 1) chunk = 1;

@@ -195,16 +195,19 @@ static void load_q6_k(const uint8_t *scales, const uint8_t *src, k_block *out)
 /* acc [16] += the block times one column's. */
 static void block_col(k_block *w, const qw_act256 *a, float *acc)
 {
-    int32_t isum[ROWS], total[ROWS] = {0}, msum[ROWS] = {0};
+    int32_t isum[ROWS], msum[ROWS] = {0};
+    float t[ROWS] = {0};
     for (size_t s = 0; s < 256 / w->scale_n; s++) {
         dot_rows(w->w + s * w->scale_n, a->q + s * w->scale_n, w->scale_n, isum);
-        for (size_t r = 0; r < ROWS; r++) total[r] += w->scale[s][r] * isum[r];
+        for (size_t r = 0; r < ROWS; r++)
+            t[r] = qw_ref_fma((float)isum[r], w->d[r] * (float)w->scale[s][r], t[r]);
     }
-    for (size_t r = 0; r < ROWS; r++) acc[r] = qw_ref_fma((float)total[r], w->d[r] * a->d, acc[r]);
-    if (w->scale_n == 16) return;
-    for (size_t i = 0; i < QW_SUBS; i++)
-        for (size_t r = 0; r < ROWS; r++) msum[r] += w->min[qw_sum32_order[i]][r] * a->sum32[i / 2][i % 2];
-    for (size_t r = 0; r < ROWS; r++) acc[r] = qw_ref_fma((float)msum[r], -(w->dmin[r] * a->d), acc[r]);
+    if (w->scale_n != 16) {
+        for (size_t i = 0; i < QW_SUBS; i++)
+            for (size_t r = 0; r < ROWS; r++) msum[r] += w->min[qw_sum32_order[i]][r] * a->sum32[i / 2][i % 2];
+        for (size_t r = 0; r < ROWS; r++) t[r] = qw_ref_fma((float)msum[r], -w->dmin[r], t[r]);
+    }
+    for (size_t r = 0; r < ROWS; r++) acc[r] = qw_ref_fma(t[r], a->d, acc[r]);
 }
 
 static void cols_k(k_block *block, size_t b, const uint8_t *act, size_t act_bytes, size_t n_cols, float *out,

@@ -107,15 +107,16 @@ TILE_INLINE void zero_out(int N, float *out, size_t ld_out)
 
 /* ---- one scale for 32: Q4_0, Q5_0 --------------------------------------------------------------- */
 
-TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
+TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                           size_t act_bytes, float *out, size_t ld_out)
 {
     const size_t block_bytes = form == QW_PACK_Q4_0 ? QW_Q4_BYTES : QW_Q5_BYTES;
     const int offset_shift = form == QW_PACK_Q4_0 ? 3 : 4;
     const __m256i ones = _mm256_set1_epi16(1);
-    const uint8_t *scales = group, *w = group + qw_scales_bytes(n_blocks), *ahead = group + TILE_PREFETCH;
-    zero_out(N, out, ld_out);
-    for (size_t b = 0; b < n_blocks; b++, w += block_bytes, scales += QW_HALF_LINE) {
+    const uint8_t *scales = group + part.b0 * QW_HALF_LINE;
+    const uint8_t *w = group + qw_scales_bytes(part.n_blocks) + part.b0 * block_bytes, *ahead = w + part.ahead;
+    if (part.b0 == 0) zero_out(N, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, w += block_bytes, scales += QW_HALF_LINE) {
         const qw_act32 *rec[N_MAX];
         const int8_t *a[N_MAX];
         __m256i sum[HALVES][N_MAX];
@@ -141,14 +142,15 @@ TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, size_t n_bl
 /* ---- Q8_0: no 16-bit sum of two products' pairs is exact, so each word is widened. |w| times the
  * activation with w's sign: 2 * 128 * 127 fits 16 bits. ------------------------------------------- */
 
-TILE_INLINE void tile_q8_0(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
-                           size_t act_bytes, float *out, size_t ld_out)
+TILE_INLINE void tile_q8_0(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
+                          size_t act_bytes, float *out, size_t ld_out)
 {
     (void)form;
     const __m256i ones = _mm256_set1_epi16(1), flip = _mm256_set1_epi8(-128);
-    const uint8_t *scales = group, *w = group + qw_scales_bytes(n_blocks), *ahead = group + TILE_PREFETCH;
-    zero_out(N, out, ld_out);
-    for (size_t b = 0; b < n_blocks; b++, w += QW_Q8_BYTES, scales += QW_HALF_LINE) {
+    const uint8_t *scales = group + part.b0 * QW_HALF_LINE;
+    const uint8_t *w = group + qw_scales_bytes(part.n_blocks) + part.b0 * QW_Q8_BYTES, *ahead = w + part.ahead;
+    if (part.b0 == 0) zero_out(N, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, w += QW_Q8_BYTES, scales += QW_HALF_LINE) {
         const qw_act32 *rec[N_MAX];
         __m256i sum[HALVES][N_MAX]; /* of 32 bits here */
         TILE_UNROLL
@@ -182,48 +184,34 @@ TILE_INLINE void tile_q8_0(qw_pack form, int N, const uint8_t *group, size_t n_b
 
 /* ---- one scale for 256 -------------------------------------------------------------------------- */
 
-/* The int32 sums of a 256-block: in memory, see the head of the file. The compiler must not keep them in
- * registers, hence the barrier: it hides that nothing else writes them. */
-typedef struct totals {
-    int32_t rows[N_MAX][QW_GROUP_ROWS];
-} totals;
+/* The sums of a 256-block: in memory, see the head of the file. The compiler must not keep them in registers, hence
+ * the barrier: it hides that nothing else writes them. */
+typedef struct block_sums {
+    float rows[N_MAX][QW_GROUP_ROWS];
+} block_sums;
 
-TILE_INLINE totals *hide(totals *t)
+TILE_INLINE block_sums *hide(block_sums *t)
 {
     __asm__("" : "+r"(t) : : "memory");
     return t;
 }
 
-/* t += sum (16-bit lanes) * scale (the rows' scale twice in each 32-bit lane) */
-TILE_INLINE void add_scaled(int N, totals *t, int h, __m256i sum[HALVES][N_MAX], __m256i scale)
+/* t += isum * scale, of one half of one column */
+TILE_INLINE void add_scaled(float *t, __m256i isum, __m256 scale)
 {
-    TILE_UNROLL
-    for (int n = 0; n < N; n++) {
-        __m256i *at = (__m256i *)(void *)(t->rows[n] + 8 * h);
-        _mm256_storeu_si256(at, _mm256_add_epi32(load(at), _mm256_madd_epi16(sum[h][n], scale)));
-    }
+    _mm256_storeu_ps(t, _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum), scale, _mm256_loadu_ps(t)));
 }
 
-/* Shuffles that double byte i of each 32-bit lane: into two 16-bit numbers (unsigned), or into their upper
- * bytes (for an arithmetic shift down). */
-#define LANES_4(at, step) at, at + 4 * step, at + 8 * step, at + 12 * step
-#define DOUBLED(at, step) {LANES_4(at, step), LANES_4(at, step)}
-static const uint32_t doubled_u[4][8] = {
-    DOUBLED(0x80008000u, 0x00010001u),
-    DOUBLED(0x80018001u, 0x00010001u),
-    DOUBLED(0x80028002u, 0x00010001u),
-    DOUBLED(0x80038003u, 0x00010001u),
-};
-static const uint32_t doubled_s[4][8] = {
-    DOUBLED(0x00800080u, 0x01000100u),
-    DOUBLED(0x01800180u, 0x01000100u),
-    DOUBLED(0x02800280u, 0x01000100u),
-    DOUBLED(0x03800380u, 0x01000100u),
-};
+/* -16 * the activations' lane sums of sub-block s: where the 16-bit sums of 5-bit weights begin. */
+TILE_INLINE __m256i q5_offset(const qw_act256 *rec, int s)
+{
+    __m256i first = _mm256_set1_epi32(tile_i32(rec->neg_lane16[2 * s])); /* -32 * 16 elements */
+    __m256i second = _mm256_set1_epi32(tile_i32(rec->neg_lane16[2 * s + 1]));
+    return _mm256_add_epi16(_mm256_srai_epi16(first, 1), _mm256_srai_epi16(second, 1));
+}
 
-/* out -= minima * sums of activations * scales, of one half. */
-TILE_INLINE void subtract_minima(int N, const qw_act256 *const *rec, const qw_packed_kq *head, int h,
-                                 float *out, size_t ld_out)
+/* t -= minima * sums of activations, of one half */
+TILE_INLINE void subtract_minima(int N, block_sums *t, const qw_act256 *const *rec, const qw_packed_kq *head, int h)
 {
     const __m256i six = _mm256_set1_epi8(63), two = _mm256_set1_epi8(3), even = _mm256_set1_epi32(0x00ff00ff);
     __m256i l0 = load(head->scales[0] + 32 * h), l1 = load(head->scales[1] + 32 * h);
@@ -244,91 +232,103 @@ TILE_INLINE void subtract_minima(int N, const qw_act256 *const *rec, const qw_pa
         for (int i = 0; i < 4; i++)
             msum = _mm256_add_epi32(
                 msum, _mm256_madd_epi16(m[i], _mm256_set1_epi32(tile_i32(rec[n]->sum32[i]))));
-        float *at = out + (size_t)n * ld_out + 8 * h;
-        __m256 scale = _mm256_mul_ps(dmin, _mm256_set1_ps(rec[n]->d));
-        _mm256_storeu_ps(at, _mm256_fnmadd_ps(_mm256_cvtepi32_ps(msum), scale, _mm256_loadu_ps(at)));
+        float *at = t->rows[n] + 8 * h;
+        _mm256_storeu_ps(at, _mm256_fnmadd_ps(_mm256_cvtepi32_ps(msum), dmin, _mm256_loadu_ps(at)));
     }
 }
 
-TILE_INLINE void accumulate_totals(int N, const qw_act256 *const *rec, const totals *t, const uint8_t *d,
-                                   float *out, size_t ld_out)
+/* out += t * scales of the columns' block */
+TILE_INLINE void add_block(int N, const block_sums *t, const qw_act256 *const *rec, float *out, size_t ld_out)
 {
     TILE_UNROLL
-    for (int h = 0; h < HALVES; h++) {
-        __m256 scale = eight_halves(d + 16 * h);
+    for (int n = 0; n < N; n++) {
+        __m256 d = _mm256_set1_ps(rec[n]->d);
         TILE_UNROLL
-        for (int n = 0; n < N; n++)
-            accumulate(out + (size_t)n * ld_out + 8 * h, load(t->rows[n] + 8 * h), scale, rec[n]->d);
+        for (int h = 0; h < HALVES; h++) {
+            float *at = out + (size_t)n * ld_out + 8 * h;
+            _mm256_storeu_ps(at, _mm256_fmadd_ps(_mm256_loadu_ps(t->rows[n] + 8 * h), d, _mm256_loadu_ps(at)));
+        }
     }
 }
 
-/* Q4_K sums all 8 words of a sub-block in 16 bits, Q5_K 4. */
-TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
+/* The records of a block and their quants. */
+TILE_INLINE void begin_block(int N, const uint8_t *act, size_t act_bytes, size_t b, const qw_act256 **rec,
+                             const int8_t **a)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) {
+        rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
+        a[n] = rec[n]->q;
+    }
+}
+
+/* All 8 words of a sub-block are summed in 16 bits, those of Q5_K from a negative offset that is taken off again. */
+TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                          size_t act_bytes, float *out, size_t ld_out)
 {
     const size_t sub_bytes = form == QW_PACK_Q4_K ? QW_Q4_BYTES : QW_Q5_BYTES;
-    const int depth = form == QW_PACK_Q4_K ? 8 : 4, high = form == QW_PACK_Q4_K ? HIGH_NONE : HIGH_1;
-    const __m256i six = _mm256_set1_epi16(63);
-    const uint8_t *ahead = group + TILE_PREFETCH;
-    totals memory, *t = &memory;
-    zero_out(N, out, ld_out);
-    for (size_t b = 0; b < n_blocks; b++) {
+    const int high = form == QW_PACK_Q4_K ? HIGH_NONE : HIGH_1;
+    const __m256i six = _mm256_set1_epi32(63), ones = _mm256_set1_epi16(1);
+    block_sums memory, *t = &memory;
+    if (part.b0 == 0) zero_out(N, out, ld_out);
+    group += part.b0 * (sizeof(qw_packed_kq) + QW_SUBS * sub_bytes);
+    const uint8_t *ahead = group + part.ahead;
+    for (size_t b = part.b0; b < part.b1; b++) {
         const qw_packed_kq *head = (const qw_packed_kq *)group;
         const uint8_t *w = head->quants;
         const qw_act256 *rec[N_MAX];
         const int8_t *a[N_MAX];
-        TILE_UNROLL
-        for (int n = 0; n < N; n++) {
-            rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
-            a[n] = rec[n]->q;
-        }
+        begin_block(N, act, act_bytes, b, rec, a);
         memset(t, 0, (size_t)N * sizeof t->rows[0]);
         t = hide(t);
         ahead = tile_prefetch(ahead, sizeof *head);
         TILE_ROLLED
         for (int s = 0; s < QW_SUBS; s++, w += sub_bytes) {
+            __m256i sum[HALVES][N_MAX];
             ahead = tile_prefetch(ahead, sub_bytes);
             TILE_UNROLL
-            for (int j = 0; j < QW_WORDS; j += depth) {
-                __m256i sum[HALVES][N_MAX];
+            for (int n = 0; n < N; n++)
+                sum[0][n] = sum[1][n] = form == QW_PACK_Q5_K ? q5_offset(rec[n], s) : _mm256_setzero_si256();
+            dot_words(high, N, sum, w, 0, QW_WORDS, a);
+            TILE_UNROLL
+            for (int h = 0; h < HALVES; h++) {
+                __m256i bits = _mm256_srli_epi32(load(head->scales[s / 4] + 32 * h), 8 * (s % 4));
+                __m256 d = eight_halves((const uint8_t *)(head->d + 8 * h));
+                __m256 scale = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_and_si256(bits, six)));
                 TILE_UNROLL
-                for (int n = 0; n < N; n++) sum[0][n] = sum[1][n] = _mm256_setzero_si256();
-                dot_words(high, N, sum, w, j, depth, a);
-                TILE_UNROLL
-                for (int h = 0; h < HALVES; h++) {
-                    __m256i scale = load(head->scales[s / 4] + 32 * h);
-                    scale = _mm256_and_si256(_mm256_shuffle_epi8(scale, load(doubled_u[s % 4])), six);
-                    add_scaled(N, t, h, sum, scale);
+                for (int n = 0; n < N; n++) {
+                    __m256i isum = _mm256_madd_epi16(sum[h][n], ones);
+                    if (form == QW_PACK_Q5_K)
+                        isum = _mm256_sub_epi32(isum, _mm256_madd_epi16(q5_offset(rec[n], s), ones));
+                    add_scaled(t->rows[n] + 8 * h, isum, scale);
                 }
             }
             TILE_UNROLL
             for (int n = 0; n < N; n++) a[n] += 32;
         }
         t = hide(t);
-        accumulate_totals(N, rec, t, (const uint8_t *)head->d, out, ld_out);
-        subtract_minima(N, rec, head, 0, out, ld_out);
-        subtract_minima(N, rec, head, 1, out, ld_out);
+        subtract_minima(N, t, rec, head, 0);
+        subtract_minima(N, t, rec, head, 1);
+        add_block(N, t, rec, out, ld_out);
         group = w;
     }
 }
 
 /* Q6_K: 16 elements have a scale; their 4 words are summed in 16 bits from the negative offset. */
-TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
+TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                           size_t act_bytes, float *out, size_t ld_out)
 {
     (void)form;
-    const uint8_t *d = group, *block = group + qw_scales_bytes(n_blocks), *ahead = group + TILE_PREFETCH;
-    totals memory, *t = &memory;
-    zero_out(N, out, ld_out);
-    for (size_t b = 0; b < n_blocks; b++, block += QW_Q6K_BYTES, d += QW_HALF_LINE) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const uint8_t *d = group + part.b0 * QW_HALF_LINE;
+    const uint8_t *block = group + qw_scales_bytes(part.n_blocks) + part.b0 * QW_Q6K_BYTES, *ahead = block + part.ahead;
+    block_sums memory, *t = &memory;
+    if (part.b0 == 0) zero_out(N, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, block += QW_Q6K_BYTES, d += QW_HALF_LINE) {
         const qw_packed_q6k *src = (const qw_packed_q6k *)block;
         const qw_act256 *rec[N_MAX];
         const int8_t *a[N_MAX];
-        TILE_UNROLL
-        for (int n = 0; n < N; n++) {
-            rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
-            a[n] = rec[n]->q;
-        }
+        begin_block(N, act, act_bytes, b, rec, a);
         memset(t, 0, (size_t)N * sizeof t->rows[0]);
         t = hide(t);
         ahead = tile_prefetch(ahead, sizeof src->scales + QW_HALF_LINE);
@@ -344,16 +344,19 @@ TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, size_t n_bl
                 dot_words(HIGH_2, N, sum, src->quants[s], 4 * i, 4, a);
                 TILE_UNROLL
                 for (int h = 0; h < HALVES; h++) {
-                    __m256i scale = load(src->scales[s / 2] + 32 * h);
-                    scale = _mm256_srai_epi16(_mm256_shuffle_epi8(scale, load(doubled_s[s % 2 * 2 + i])), 8);
-                    add_scaled(N, t, h, sum, scale);
+                    __m256i bits = _mm256_slli_epi32(load(src->scales[s / 2] + 32 * h), 24 - 8 * (s % 2 * 2 + i));
+                    __m256 scale = _mm256_cvtepi32_ps(_mm256_srai_epi32(bits, 24));
+                    scale = _mm256_mul_ps(eight_halves(d + 16 * h), scale);
+                    TILE_UNROLL
+                    for (int n = 0; n < N; n++)
+                        add_scaled(t->rows[n] + 8 * h, _mm256_madd_epi16(sum[h][n], ones), scale);
                 }
             }
             TILE_UNROLL
             for (int n = 0; n < N; n++) a[n] += 32;
         }
         t = hide(t);
-        accumulate_totals(N, rec, t, d, out, ld_out);
+        add_block(N, t, rec, out, ld_out);
     }
 }
 

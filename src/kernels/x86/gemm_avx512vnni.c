@@ -15,28 +15,23 @@ TILE_INLINE __m512i load(const void *p)
     return _mm512_loadu_si512(p);
 }
 
-/* Fixes a running sum in a register at this point of the program: compilers may regroup integer sums, and
- * gcc puts all products of a block aside (in memory) to add them up at the end. */
-TILE_INLINE void pin(__m512i *sum)
-{
-    __asm__("" : "+v"(*sum));
-}
-
 TILE_INLINE __m512 halves(const void *p)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256(p));
-}
-
-/* fma((float)isum, scale * da, acc) */
-TILE_INLINE __m512 add_scaled(__m512 acc, __m512i isum, __m512 scale, float da)
-{
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum), _mm512_mul_ps(scale, _mm512_set1_ps(da)), acc);
 }
 
 TILE_INLINE void store(int N, const __m512 *acc, float *out, size_t ld_out)
 {
     TILE_UNROLL
     for (int n = 0; n < N; n++) _mm512_storeu_ps(out + (size_t)n * ld_out, acc[n]);
+}
+
+/* The sums so far: none before block 0. */
+TILE_INLINE void begin(int N, __m512 *acc, tile_part part, const float *out, size_t ld_out)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++)
+        acc[n] = part.b0 == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(out + (size_t)n * ld_out);
 }
 
 /* isum[n] += w [16 rows, 4] * a[n] [4]; a: N pointers to the columns' quants. */
@@ -103,19 +98,18 @@ TILE_INLINE void dot_bytes(int N, __m512i *isum, const uint8_t *words, const int
     for (int j = 0; j < QW_WORDS; j++) dot4(N, isum, load(words + j * QW_LINE), a, (size_t)(4 * j));
 }
 
-TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
+TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                           size_t act_bytes, float *out, size_t ld_out)
 {
     const size_t block_bytes = form == QW_PACK_Q4_0   ? QW_Q4_BYTES
                                : form == QW_PACK_Q5_0 ? QW_Q5_BYTES
                                                       : QW_Q8_BYTES;
     const unsigned offset_shift = form == QW_PACK_Q4_0 ? 3 : form == QW_PACK_Q5_0 ? 4 : 7;
-    const uint8_t *scales = group, *w = group + qw_scales_bytes(n_blocks);
-    const uint8_t *ahead = group + TILE_PREFETCH;
+    const uint8_t *scales = group + part.b0 * QW_HALF_LINE;
+    const uint8_t *w = group + qw_scales_bytes(part.n_blocks) + part.b0 * block_bytes, *ahead = w + part.ahead;
     __m512 acc[N_MAX];
-    TILE_UNROLL
-    for (int n = 0; n < N; n++) acc[n] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++, w += block_bytes, scales += QW_HALF_LINE) {
+    begin(N, acc, part, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, w += block_bytes, scales += QW_HALF_LINE) {
         const qw_act32 *rec[N_MAX];
         const int8_t *a[N_MAX];
         __m512i isum[N_MAX];
@@ -133,15 +127,15 @@ TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, size_t n_bl
         __m512 dw = halves(scales);
         TILE_UNROLL
         for (int n = 0; n < N; n++)
-            acc[n] = add_scaled(acc[n], isum[n], dw, rec[n]->d);
+            acc[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[n]), _mm512_mul_ps(dw, _mm512_set1_ps(rec[n]->d)), acc[n]);
     }
     store(N, acc, out, ld_out);
 }
 
 /* ---- one scale for 256, 6-bit scales and minima for 32: Q4_K, Q5_K ------------------------------ */
 
-/* acc -= minima * sums of activations * scales of a block */
-TILE_INLINE void subtract_minima(int N, __m512 *acc, const qw_act256 *const *rec, const qw_packed_kq *head)
+/* t -= minima * sums of activations, of a block */
+TILE_INLINE void subtract_minima(int N, __m512 *t, const qw_act256 *const *rec, const qw_packed_kq *head)
 {
     const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(3), even = _mm512_set1_epi32(0x00ff00ff);
     __m512i l0 = load(head->scales[0]), l1 = load(head->scales[1]), l2 = load(head->scales[2]), m[4];
@@ -160,31 +154,51 @@ TILE_INLINE void subtract_minima(int N, __m512 *acc, const qw_act256 *const *rec
         TILE_UNROLL
         for (int i = 0; i < 4; i++)
             msum = _mm512_dpwssd_epi32(msum, m[i], _mm512_set1_epi32(tile_i32(rec[n]->sum32[i])));
-        __m512 scale = _mm512_mul_ps(dmin, _mm512_set1_ps(rec[n]->d));
-        acc[n] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum), scale, acc[n]);
+        t[n] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum), dmin, t[n]);
     }
 }
 
-TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
+/* t[n] += isum[n] * scale */
+TILE_INLINE void add_scaled(int N, __m512 *t, const __m512i *isum, __m512 scale)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) t[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[n]), scale, t[n]);
+}
+
+/* acc[n] += t[n] * scale of the column's block */
+TILE_INLINE void add_block(int N, __m512 *acc, const __m512 *t, const qw_act256 *const *rec)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) acc[n] = _mm512_fmadd_ps(t[n], _mm512_set1_ps(rec[n]->d), acc[n]);
+}
+
+/* The records of a block, their quants, and sums of nothing. */
+TILE_INLINE void begin_block(int N, const uint8_t *act, size_t act_bytes, size_t b, const qw_act256 **rec,
+                             const int8_t **a, __m512 *t)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) {
+        rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
+        a[n] = rec[n]->q;
+        t[n] = _mm512_setzero_ps();
+    }
+}
+
+TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                          size_t act_bytes, float *out, size_t ld_out)
 {
     const size_t sub_bytes = form == QW_PACK_Q4_K ? QW_Q4_BYTES : QW_Q5_BYTES;
     const __m512i six = _mm512_set1_epi8(63), byte = _mm512_set1_epi32(255);
-    const uint8_t *ahead = group + TILE_PREFETCH;
     __m512 acc[N_MAX];
-    TILE_UNROLL
-    for (int n = 0; n < N; n++) acc[n] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++) {
+    begin(N, acc, part, out, ld_out);
+    group += part.b0 * (sizeof(qw_packed_kq) + QW_SUBS * sub_bytes);
+    const uint8_t *ahead = group + part.ahead;
+    for (size_t b = part.b0; b < part.b1; b++) {
         const qw_packed_kq *head = (const qw_packed_kq *)group;
         const qw_act256 *rec[N_MAX];
         const int8_t *a[N_MAX];
-        __m512i total[N_MAX], isum[N_MAX];
-        TILE_UNROLL
-        for (int n = 0; n < N; n++) {
-            rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
-            a[n] = rec[n]->q;
-            total[n] = _mm512_setzero_si512();
-        }
+        __m512 t[N_MAX], d = halves(head->d);
+        begin_block(N, act, act_bytes, b, rec, a, t);
         const uint8_t *w = head->quants;
         ahead = tile_prefetch(ahead, sizeof *head);
         TILE_ROLLED
@@ -192,52 +206,42 @@ TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, size_t n_blo
             __m512i scales = _mm512_and_si512(load(head->scales[v]), six);
             TILE_ROLLED
             for (int s = 0; s < 4; s++) {
+                __m512i isum[N_MAX];
                 ahead = tile_prefetch(ahead, sub_bytes);
                 TILE_UNROLL
                 for (int n = 0; n < N; n++) isum[n] = _mm512_setzero_si512();
                 dot_words(form == QW_PACK_Q5_K ? HIGH_1 : HIGH_NONE, N, isum, w, 0, QW_WORDS, a);
-                __m512i scale = _mm512_and_si512(scales, byte);
+                __m512 scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(scales, byte)));
                 scales = _mm512_srli_epi32(scales, 8);
+                add_scaled(N, t, isum, scale);
                 TILE_UNROLL
-                for (int n = 0; n < N; n++) {
-                    total[n] = _mm512_add_epi32(total[n], _mm512_mullo_epi32(isum[n], scale));
-                    pin(&total[n]);
-                    a[n] += 32;
-                }
+                for (int n = 0; n < N; n++) a[n] += 32;
                 w += sub_bytes;
             }
         }
         group = w;
-        __m512 d = halves(head->d);
-        TILE_UNROLL
-        for (int n = 0; n < N; n++) acc[n] = add_scaled(acc[n], total[n], d, rec[n]->d);
-        subtract_minima(N, acc, rec, head);
+        subtract_minima(N, t, rec, head);
+        add_block(N, acc, t, rec);
     }
     store(N, acc, out, ld_out);
 }
 
 /* ---- one scale for 256, 8-bit scales for 16: Q6_K ----------------------------------------------- */
 
-TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, size_t n_blocks, const uint8_t *act,
+TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                           size_t act_bytes, float *out, size_t ld_out)
 {
     (void)form;
-    const uint8_t *halves_at = group, *block = group + qw_scales_bytes(n_blocks);
-    const uint8_t *ahead = group + TILE_PREFETCH;
+    const uint8_t *halves_at = group + part.b0 * QW_HALF_LINE;
+    const uint8_t *block = group + qw_scales_bytes(part.n_blocks) + part.b0 * QW_Q6K_BYTES, *ahead = block + part.ahead;
     __m512 acc[N_MAX];
-    TILE_UNROLL
-    for (int n = 0; n < N; n++) acc[n] = _mm512_setzero_ps();
-    for (size_t b = 0; b < n_blocks; b++, block += QW_Q6K_BYTES, halves_at += QW_HALF_LINE) {
+    begin(N, acc, part, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, block += QW_Q6K_BYTES, halves_at += QW_HALF_LINE) {
         const qw_packed_q6k *src = (const qw_packed_q6k *)block;
         const qw_act256 *rec[N_MAX];
         const int8_t *a[N_MAX];
-        __m512i total[N_MAX], isum[N_MAX];
-        TILE_UNROLL
-        for (int n = 0; n < N; n++) {
-            rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
-            a[n] = rec[n]->q;
-            total[n] = _mm512_setzero_si512();
-        }
+        __m512 t[N_MAX], d = halves(halves_at);
+        begin_block(N, act, act_bytes, b, rec, a, t);
         ahead = tile_prefetch(ahead, QW_HALF_LINE);
         TILE_ROLLED
         for (int v = 0; v < 4; v++) {
@@ -249,26 +253,20 @@ TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, size_t n_bl
                 ahead = tile_prefetch(ahead, QW_Q6_BYTES);
                 TILE_UNROLL
                 for (int half = 0; half < 2; half++) {
+                    __m512i isum[N_MAX];
                     TILE_UNROLL
                     for (int n = 0; n < N; n++)
                         isum[n] = _mm512_set1_epi32(rec[n]->neg_sum16[4 * v + 2 * s + half]);
                     dot_words(HIGH_2, N, isum, w, 4 * half, 4, a);
-                    __m512i scale = _mm512_srai_epi32(_mm512_slli_epi32(scales, 24), 24);
+                    __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(scales, 24), 24);
                     scales = _mm512_srli_epi32(scales, 8);
-                    TILE_UNROLL
-                    for (int n = 0; n < N; n++) {
-                        total[n] = _mm512_add_epi32(total[n], _mm512_mullo_epi32(isum[n], scale));
-                        pin(&total[n]);
-                    }
+                    add_scaled(N, t, isum, _mm512_mul_ps(d, _mm512_cvtepi32_ps(low)));
                 }
                 TILE_UNROLL
                 for (int n = 0; n < N; n++) a[n] += 32;
             }
         }
-        __m512 d = halves(halves_at);
-        TILE_UNROLL
-        for (int n = 0; n < N; n++)
-            acc[n] = add_scaled(acc[n], total[n], d, rec[n]->d);
+        add_block(N, acc, t, rec);
     }
     store(N, acc, out, ld_out);
 }

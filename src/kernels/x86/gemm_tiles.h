@@ -25,13 +25,20 @@
 
 enum {
     TILE_PREFETCH = 8192,        /* bytes ahead of the stream of weights; measured, docs/kernels.md */
-    TILE_CHUNK_BYTES = 192 << 10 /* weights that several column tiles read again: part of an L2 cache */
+    TILE_CHUNK_BYTES = 192 << 10, /* weights that several column tiles read again: part of an L2 cache */
+    TILE_CHUNK_GROUPS = 8        /* groups in a chunk, at least */
 };
 
-/* One packed group times the N columns whose records start at act, act_bytes apart: 16 floats a column
- * into out [N, ld_out]. */
-typedef void tile_fn(const uint8_t *group, size_t n_blocks, const uint8_t *act, size_t act_bytes,
-                     float *out, size_t ld_out);
+/* A part of one packed group's product: blocks [b0, b1) of its n_blocks along k. What is needed next lies `ahead` bytes
+ * after what is read now: the stream's own continuation, or the same blocks of the next group. */
+typedef struct tile_part {
+    size_t n_blocks, b0, b1, ahead;
+} tile_part;
+
+/* That part of a group times the N columns whose records start at act, act_bytes apart: 16 floats a column into
+ * out [N, ld_out]. A part with b0 > 0 goes on with the sums it finds there. */
+typedef void tile_fn(const uint8_t *group, tile_part part, const uint8_t *act, size_t act_bytes, float *out,
+                     size_t ld_out);
 
 TILE_INLINE int32_t tile_i32(const void *p)
 {
@@ -40,8 +47,8 @@ TILE_INLINE int32_t tile_i32(const void *p)
     return v;
 }
 
-/* Prefetches the lines of [p, p + bytes) into L2 and returns p + bytes. A tile walks one such pointer through the
- * whole group at the pace of its work, TILE_PREFETCH ahead: in address order, whatever it reads now. */
+/* Prefetches the lines of [p, p + bytes) into L2 and returns p + bytes. A tile walks one such pointer at the pace of its
+ * work, part.ahead bytes before its blocks: in address order, whatever it reads now. */
 TILE_INLINE const uint8_t *tile_prefetch(const uint8_t *p, size_t bytes)
 {
     TILE_UNROLL
@@ -49,50 +56,69 @@ TILE_INLINE const uint8_t *tile_prefetch(const uint8_t *p, size_t bytes)
     return p + bytes;
 }
 
-/* One chunk of groups times all columns, in the fewest tiles, split evenly (9 columns: 5 + 4). Tiles are
- * outside: weights come again from L2, the activations of one tile stay in L1. */
-static void tile_chunk(tile_fn *const *tiles, size_t n_max, size_t group_bytes, size_t n_blocks,
-                       const uint8_t *packed, size_t n_groups, const uint8_t *act, size_t act_bytes,
-                       size_t n_cols, float *out, size_t ld_out)
+/* What a walk needs to know of a form and a product. */
+typedef struct tile_walk {
+    tile_fn *const *tiles; /* [1..n_max] instances */
+    size_t n_max;
+    size_t group_bytes; /* packed */
+    size_t act_bytes;   /* of a column of activations */
+    size_t n_blocks, n_cols, ld_out;
+} tile_walk;
+
+/* A part of some groups times all columns, in the fewest tiles, split evenly (9 columns: 5 + 4). Tiles are outside:
+ * weights come again from L2, the activations of one tile stay in L1. */
+static void tile_chunk(const tile_walk *w, tile_part part, const uint8_t *packed, size_t n_groups, const uint8_t *act,
+                       float *out)
 {
-    size_t n_tiles = (n_cols + n_max - 1) / n_max;
+    size_t n_tiles = (w->n_cols + w->n_max - 1) / w->n_max;
     for (size_t t = 0, c = 0; t < n_tiles; t++) {
-        size_t n = (n_cols - c + n_tiles - t - 1) / (n_tiles - t);
+        size_t n = (w->n_cols - c + n_tiles - t - 1) / (n_tiles - t);
         for (size_t g = 0; g < n_groups; g++)
-            tiles[n](packed + g * group_bytes, n_blocks, act + c * act_bytes, act_bytes,
-                     out + c * ld_out + g * QW_GROUP_ROWS, ld_out);
+            w->tiles[n](packed + g * w->group_bytes, part, act + c * w->act_bytes, w->act_bytes,
+                        out + c * w->ld_out + g * QW_GROUP_ROWS, w->ld_out);
         c += n;
     }
 }
 
-/* tiles: [1..n_max] instances. */
-static void tile_gemm(tile_fn *const *tiles, size_t n_max, qw_pack pack, size_t block_n, const void *packed,
-                      size_t n_groups, size_t k, const void *act, size_t n_cols, float *out, size_t ld_out)
+/* Chunks of groups, and of their blocks along k, that fit L2 while all columns pass over them. Short chunks of many
+ * groups beat long ones of few: all activations are read once a chunk. */
+static void tile_gemm(const tile_walk *w, const uint8_t *packed, size_t n_groups, const uint8_t *act, float *out)
 {
-    size_t group_bytes = qw_pack_group_bytes(pack, k), act_bytes = qw_act_bytes(qw_pack_act(pack), k);
-    size_t chunk = TILE_CHUNK_BYTES / (group_bytes + 1);
-    if (chunk == 0) chunk = 1;
-    if (n_cols <= n_max) chunk = n_groups;
-    for (size_t g = 0; g < n_groups; g += chunk) {
-        size_t n = n_groups - g < chunk ? n_groups - g : chunk;
-        tile_chunk(tiles, n_max, group_bytes, k / block_n, (const uint8_t *)packed + g * group_bytes, n, act,
-                   act_bytes, n_cols, out + g * QW_GROUP_ROWS, ld_out);
+    tile_part part = {w->n_blocks, 0, w->n_blocks, TILE_PREFETCH};
+    if (w->n_cols <= w->n_max) { /* the weights are read once, in order */
+        tile_chunk(w, part, packed, n_groups, act, out);
+        return;
+    }
+    size_t n_most = TILE_CHUNK_BYTES / (w->group_bytes + 1);
+    if (n_most < TILE_CHUNK_GROUPS) n_most = TILE_CHUNK_GROUPS;
+    for (size_t g = 0; g < n_groups; g += n_most) {
+        size_t n = n_groups - g < n_most ? n_groups - g : n_most;
+        size_t n_parts = (n * w->group_bytes + TILE_CHUNK_BYTES - 1) / TILE_CHUNK_BYTES;
+        if (n_parts > w->n_blocks) n_parts = w->n_blocks;
+        part.ahead = n_parts > 1 ? w->group_bytes : TILE_PREFETCH;
+        for (size_t i = 0; i < n_parts; i++) {
+            part.b0 = w->n_blocks * i / n_parts;
+            part.b1 = w->n_blocks * (i + 1) / n_parts;
+            tile_chunk(w, part, packed + g * w->group_bytes, n, act, out + g * QW_GROUP_ROWS);
+        }
     }
 }
 
 /* Instances of a tile template `tile(form, N, ...)` and the slot gemm_<name> that walks over them. */
-#define TILE_INSTANCE(name, form, tile, n)                                                                  \
-    static void name##_x##n(const uint8_t *group, size_t n_blocks, const uint8_t *act, size_t act_bytes,    \
-                            float *out, size_t ld_out)                                                      \
-    {                                                                                                       \
-        tile(form, n, group, n_blocks, act, act_bytes, out, ld_out);                                        \
+#define TILE_INSTANCE(name, form, tile, n)                                                                     \
+    static void name##_x##n(const uint8_t *group, tile_part part, const uint8_t *act, size_t act_bytes,        \
+                            float *out, size_t ld_out)                                                         \
+    {                                                                                                          \
+        tile(form, n, group, part, act, act_bytes, out, ld_out);                                               \
     }
-#define TILE_SLOT(name, form, block_n)                                                                      \
-    static void gemm_##name(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,  \
-                            float *out, size_t ld_out)                                                      \
-    {                                                                                                       \
-        tile_gemm(name##_tiles, sizeof name##_tiles / sizeof name##_tiles[0] - 1, form, block_n, packed,    \
-                  n_groups, k, act, n_cols, out, ld_out);                                                   \
+#define TILE_SLOT(name, form, block_n)                                                                         \
+    static void gemm_##name(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,     \
+                            float *out, size_t ld_out)                                                         \
+    {                                                                                                          \
+        tile_walk w = {.tiles = name##_tiles, .n_max = sizeof name##_tiles / sizeof name##_tiles[0] - 1,       \
+                       .group_bytes = qw_pack_group_bytes(form, k), .act_bytes = qw_act_bytes(qw_pack_act(form), k), \
+                       .n_blocks = k / block_n, .n_cols = n_cols, .ld_out = ld_out};                           \
+        tile_gemm(&w, packed, n_groups, act, out);                                                             \
     }
 #define GEMM_4(name, form, block_n, tile)                                                                   \
     TILE_INSTANCE(name, form, tile, 1)                                                                      \

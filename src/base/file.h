@@ -27,6 +27,9 @@ size_t qw_map_bytes(const qw_map *map);
 bool qw_map_failed(const qw_map *map);
 /* Device, inode, size and modification time, as one stable text "dev-ino-size-mtime_ns". */
 void qw_map_identity(const qw_map *map, char out[96]);
+/* Holds a shared lock (flock) on the mapped file until the map is closed, so that other processes see that it is in use;
+ * waits for one that holds it alone. Where the file system has no locks there is none: no error. */
+void qw_map_hold(const qw_map *map);
 /* Tells the kernel the range will be read soon. A hint: no error. */
 void qw_map_will_need(const qw_map *map, size_t offset, size_t bytes);
 

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -108,6 +109,13 @@ void qw_map_identity(const qw_map *m, char out[96])
     int64_t mtime_ns = (int64_t)m->st.st_mtim.tv_sec * 1000000000 + m->st.st_mtim.tv_nsec;
     snprintf(out, 96, "%ju-%ju-%jd-%" PRId64, (uintmax_t)m->st.st_dev, (uintmax_t)m->st.st_ino,
              (intmax_t)m->st.st_size, mtime_ns);
+}
+
+void qw_map_hold(const qw_map *m)
+{
+    int rc;
+    do rc = flock(m->fd, LOCK_SH);
+    while (rc != 0 && errno == EINTR);
 }
 
 void qw_map_will_need(const qw_map *m, size_t offset, size_t bytes)

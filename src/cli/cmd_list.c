@@ -28,19 +28,37 @@ static void print_table(const qw_hub_model *models, size_t n)
     int name_width = 4;
     for (size_t i = 0; i < n; i++)
         if ((int)strlen(models[i].name) > name_width) name_width = (int)strlen(models[i].name);
-    printf("%-*s  %10s  %-8s  %-10s\n", name_width, "NAME", "SIZE", "QUANT", "DATE");
+    printf("%-*s  %10s  %10s  %-8s  %-10s\n", name_width, "NAME", "SIZE", "PACKED", "QUANT", "DATE");
     for (size_t i = 0; i < n; i++) {
         const qw_hub_model *m = &models[i];
-        char size[32], date[32];
+        char size[32], packed[32] = "-", date[32];
         qw_hub_size_text(m->bytes, size);
+        if (m->packed_bytes) qw_hub_size_text(m->packed_bytes, packed);
         date_text(m->added_s, date);
         const char *note = m->installed ? m->fault : m->description;
         const char *state = state_text(m);
-        printf("%-*s  %10s  %-8s  %-10s", name_width, m->name, size,
+        printf("%-*s  %10s  %10s  %-8s  %-10s", name_width, m->name, size, packed,
                m->quantization[0] ? m->quantization : "-", date[0] ? date : "-");
         if (state[0]) printf("  %s%s%s", state, note[0] ? ": " : "", note);
         putchar('\n');
     }
+}
+
+/* The side files of packed weights together, those of models that are not installed included. */
+static int print_packed(const qw_hub_model *models, size_t n)
+{
+    qw_hub_packed p;
+    qw_err err;
+    char size[32], other[32], most[32];
+    if (qw_hub_packed_total(models, n, &p, &err) != QW_OK) return qw_cli_error(&err);
+    if (n == 0 && p.n_files == 0) return QW_EXIT_OK;
+    qw_hub_size_text(p.bytes, size);
+    qw_hub_size_text(p.other_bytes, other);
+    qw_hub_size_text(p.bytes_max, most);
+    printf("packed weights: %s in %zu side file%s", size, p.n_files, p.n_files == 1 ? "" : "s");
+    if (p.other_bytes) printf(", %s of it of no installed model", other);
+    printf(" (limit %s)\n", most);
+    return QW_EXIT_OK;
 }
 
 static int print_json(const qw_hub_model *models, size_t n)
@@ -49,9 +67,10 @@ static int print_json(const qw_hub_model *models, size_t n)
     for (size_t i = 0; i < n; i++) {
         const qw_hub_model *m = &models[i];
         json_t *o =
-            json_pack("{s:s, s:b, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:s, s:s, s:s}", "name", m->name,
-                      "installed", m->installed, "size", (json_int_t)m->bytes, "quantization",
-                      m->quantization, "architecture", m->architecture, "sha256", m->sha256, "source",
+            json_pack("{s:s, s:b, s:I, s:I, s:s, s:s, s:s, s:s, s:s, s:I, s:i, s:s, s:s, s:s}", "name", m->name,
+                      "installed", m->installed, "size", (json_int_t)m->bytes, "packed",
+                      (json_int_t)m->packed_bytes, "quantization", m->quantization, "architecture",
+                      m->architecture, "sha256", m->sha256, "source",
                       m->source, "file", m->file, "added", (json_int_t)m->added_s, "parts", (int)m->n_parts,
                       "path", m->path, "fault", m->fault, "description", m->description);
         if (o) json_array_append_new(list, o);
@@ -81,7 +100,8 @@ static int list(const char *catalog, bool all, bool json)
                     "qw: no model is installed; `qw pull %s` fetches the default, `qw list --all` shows the "
                     "others\n",
                     qw_hub_default_model());
-        rc = qw_cli_finish();
+        rc = print_packed(models, n);
+        if (rc == QW_EXIT_OK) rc = qw_cli_finish();
     }
     free(models);
     qw_hub_close(hub);
@@ -101,7 +121,8 @@ int qw_cmd_list(int argc, char **argv)
     const qw_cli_spec spec = {
         .name = "list",
         .usage = "[options]",
-        .summary = "Lists the installed models: name, size, quantisation and the day they came.",
+        .summary = "Lists the installed models: name, size, size of the side file of packed weights, quantisation\n"
+                   "and the day they came; then the size of all side files.",
         .opts = opts,
         .n_opts = QW_CLI_COUNT(opts),
         .examples = "qw list\nqw list --all\nqw list --json\n",

@@ -1,4 +1,5 @@
-/* cmd_rm.c: `qw rm`: removes installed models. Main thread. Asks nothing: a model can be fetched again. */
+/* cmd_rm.c: `qw rm`: removes installed models, or side files of packed weights. Main thread. Asks nothing: a model can
+ * be fetched again, a side file made again. */
 #include <stdio.h>
 
 #include "cli/cli.h"
@@ -29,23 +30,44 @@ static int rm(const char *catalog, int n, char **names)
     return rc;
 }
 
+/* Side files of all models, also of those that are not installed. */
+static int rm_packed(void)
+{
+    qw_hub_packed_removal r;
+    qw_err err;
+    char freed[32], kept[32];
+    if (qw_hub_packed_clear(&r, &err) != QW_OK) return qw_cli_error(&err);
+    qw_hub_size_text(r.freed_bytes, freed);
+    qw_hub_size_text(r.kept_bytes, kept);
+    fprintf(stderr, "qw: removed %zu side file%s of packed weights (%s freed)", r.n_removed,
+            r.n_removed == 1 ? "" : "s", freed);
+    if (r.n_kept) fprintf(stderr, "; %zu in use stay%s (%s)", r.n_kept, r.n_kept == 1 ? "s" : "", kept);
+    fputc('\n', stderr);
+    return QW_EXIT_OK;
+}
+
 int qw_cmd_rm(int argc, char **argv)
 {
     const char *catalog = NULL;
+    bool packed = false;
     const qw_cli_opt opts[] = {
+        {0, "packed", QW_CLI_FLAG, &packed, NULL,
+         "instead of models, all side files of packed weights that are not in use", 0, 0},
         {0, "catalog", QW_CLI_STR, &catalog, "FILE", "another model catalogue than the built-in one", 0, 0},
     };
     const qw_cli_spec spec = {
         .name = "rm",
-        .usage = "NAME...",
-        .summary = "Removes installed models and partial downloads. Takes whole names only and asks nothing.",
+        .usage = "NAME... | --packed",
+        .summary = "Removes installed models with their side files, and partial downloads. Takes whole names only\n"
+                   "and asks nothing.",
         .opts = opts,
         .n_opts = QW_CLI_COUNT(opts),
-        .n_args_min = 1,
         .n_args_max = 64,
-        .examples = "qw rm qwen2.5-coder:1.5b\n",
+        .examples = "qw rm qwen2.5-coder:1.5b\nqw rm --packed\n",
     };
     int rc = qw_cli_parse(&spec, &argc, argv);
     if (rc != QW_CLI_GO) return rc;
-    return rm(catalog, argc - 1, argv + 1);
+    if (packed && argc > 1) return qw_cli_usage("rm", "--packed takes no names");
+    if (!packed && argc == 1) return qw_cli_usage("rm", "name what to remove");
+    return packed ? rm_packed() : rm(catalog, argc - 1, argv + 1);
 }

@@ -145,12 +145,25 @@ static void print_stored(const qw_hub_model *m)
     row("SHA-256", "%s", m->sha256);
 }
 
+/* Path of the model's side file of packed weights, "" when there is none, and its size. */
+static uint64_t find_packed(const show *s, char path[QW_HUB_PATH_MAX])
+{
+    uint64_t bytes;
+    qw_hub_packed_find(s->path, path, &bytes);
+    if (!bytes) path[0] = 0;
+    return bytes;
+}
+
 static void print_info(const show *s, const qw_model_info *i, const qw_plan *p)
 {
-    char size[32], label[64];
+    char size[32], label[64], packed[QW_HUB_PATH_MAX];
+    uint64_t packed_bytes = find_packed(s, packed);
     qw_hub_size_text(i->file_bytes, size);
     if (s->stored) print_stored(s->stored);
     row("File", "%s (%s)", i->path, size);
+    qw_hub_size_text(packed_bytes, size);
+    if (packed[0]) row("Packed weights", "%s (%s)", packed, size);
+    else row("Packed weights", "no side file");
     if (i->name && i->name[0]) row("Called", "%s", i->name);
     row("Architecture", "%s, %.2f billion parameters", i->architecture, (double)i->n_params / 1e9);
     row("Quantisation", "%s%s%s", i->quantization,
@@ -196,7 +209,11 @@ static json_t *json_info(const show *s, const qw_model_info *i, const qw_plan *p
         "context_length", (json_int_t)i->context_length, "has_tokenizer", i->has_tokenizer, "has_fim",
         i->has_fim, "chat_template_known", i->chat_template_known, "plan", plan);
     const qw_hub_model *m = s->stored;
-    if (!o || !m) return o;
+    if (!o) return o;
+    char packed[QW_HUB_PATH_MAX];
+    json_object_set_new(o, "packed", json_integer((json_int_t)find_packed(s, packed)));
+    json_object_set_new(o, "packed_path", json_string(packed));
+    if (!m) return o;
     json_object_set_new(o, "name", json_string(m->name));
     json_object_set_new(o, "source", json_string(m->source));
     json_object_set_new(o, "sha256", json_string(m->sha256));

@@ -13,6 +13,7 @@
 #include "base/mem.h"
 #include "formats/gguf.h"
 #include "hub/hub_internal.h"
+#include "hub/packed.h"
 #include "kernels/blocks.h"
 
 enum { NEAR_MAX = 4, NEAR_DISTANCE = 4 };
@@ -120,6 +121,13 @@ static qw_status fill_installed(const qw_hub *hub, const char *name, qw_hub_mode
     return status;
 }
 
+static void fill_packed(qw_hub_model *m)
+{
+    char path[QW_HUB_PATH_MAX];
+    if (m->path[0]) qw_hub_packed_identity(m->path, m->identity);
+    m->packed_bytes = qw_hub_packed_bytes(m->identity, path);
+}
+
 /* ---- list -------------------------------------------------------------------------------------- */
 
 qw_status qw_hub_list(const qw_hub *hub, bool catalog, qw_hub_model **out, size_t *n, qw_err *err)
@@ -141,7 +149,7 @@ qw_status qw_hub_list(const qw_hub *hub, bool catalog, qw_hub_model **out, size_
             snprintf(list[k].fault, sizeof(list[k].fault), "its record is damaged");
             list[k].installed = true;
         }
-        k++;
+        fill_packed(&list[k++]);
     }
     for (size_t i = 0; catalog && i < hub->catalog->n_entries; i++) {
         const qw_hub_entry *e = &hub->catalog->entries[i];

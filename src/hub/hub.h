@@ -75,6 +75,10 @@ typedef struct qw_hub_model {
     char file[256];               /* name of the (first) file where it came from */
     char path[QW_HUB_PATH_MAX];   /* of the (first) file; "" when not installed */
     char fault[160];              /* "" or why the stored files cannot be used; `qw pull NAME` repairs */
+    /* Set by qw_hub_list alone: what its side file of packed weights is named after, "" when the model's file cannot be
+     * read, and that side file's size, 0 when there is none. */
+    char identity[65];
+    uint64_t packed_bytes;
 } qw_hub_model;
 
 /* Installed models in order of their names; with catalog also those of the catalogue that are not installed,
@@ -92,6 +96,30 @@ bool qw_hub_is_path(const char *name_or_path);
 
 /* Path of the model file for a name or a path, with the program's own catalogue. */
 qw_status qw_hub_resolve(const char *name_or_path, char *path, size_t cap, qw_err *err) QW_MUST_CHECK;
+
+/* ---- side files of packed weights (base/side_files.h) ------------------------------------------ */
+
+/* Path of the side file that belongs to a model file, and its size, 0 when there is none yet. False when the model
+ * file cannot be read or there is no cache folder; path is "" then. */
+bool qw_hub_packed_find(const char *model_path, char path[QW_HUB_PATH_MAX], uint64_t *bytes);
+
+typedef struct qw_hub_packed {
+    size_t n_files;
+    uint64_t bytes;
+    uint64_t other_bytes; /* of bytes: of none of the models asked about */
+    uint64_t bytes_max;   /* QW_CACHE_MAX or its default */
+} qw_hub_packed;
+
+/* The whole folder. models: a list of qw_hub_list with what is installed. QW_E_ARG: QW_CACHE_MAX is no size. */
+qw_status qw_hub_packed_total(const qw_hub_model *models, size_t n, qw_hub_packed *out, qw_err *err) QW_MUST_CHECK;
+
+typedef struct qw_hub_packed_removal {
+    size_t n_removed, n_kept; /* kept: a process uses them */
+    uint64_t freed_bytes, kept_bytes;
+} qw_hub_packed_removal;
+
+/* Removes every side file that no process uses, whatever model it belongs to. */
+qw_status qw_hub_packed_clear(qw_hub_packed_removal *out, qw_err *err) QW_MUST_CHECK;
 
 /* The model that a new user gets. */
 const char *qw_hub_default_model(void);
@@ -115,7 +143,7 @@ qw_status qw_hub_verify(const qw_hub *hub, const char *name, const qw_hub_watch 
                         qw_err *err) QW_MUST_CHECK;
 
 /* Removes a model: first its manifest, then the files no other model uses, their packed side files in the
- * cache, and partial downloads of that name. */
+ * cache, and partial downloads of that name. freed_bytes counts files and side files. */
 qw_status qw_hub_remove(qw_hub *hub, const char *name, const qw_hub_watch *watch, uint64_t *freed_bytes,
                         qw_err *err) QW_MUST_CHECK;
 

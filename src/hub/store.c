@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
-#include <glob.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,8 +21,8 @@
 
 #include "base/file.h"
 #include "base/mem.h"
-#include "formats/gguf.h"
 #include "hub/manifest.h"
+#include "hub/packed.h"
 
 enum { NAMES_MAX = 65536, LOCK_POLL_MS = 200 };
 
@@ -234,30 +233,6 @@ qw_status qw_hub_commit(const qw_hub_store *s, const qw_hub_manifest *m, const c
 
 /* ---- removal ----------------------------------------------------------------------------------- */
 
-/* The side file of packed weights is named after the identity of the model file, which only the file itself
- * can tell; a model that cannot be opened has none that could be used. */
-static void pack_identity(const char *model_path, char identity[65])
-{
-    qw_gguf *g = NULL;
-    identity[0] = 0;
-    if (qw_gguf_open(model_path, &g, NULL) != QW_OK) return;
-    qw_gguf_identity(g, identity);
-    qw_gguf_close(g);
-}
-
-/* Losing a side file costs time only, so nothing here is an error. */
-static void pack_cache_remove(const char identity[65])
-{
-    char cache[QW_HUB_PATH_MAX - 256], pattern[QW_HUB_PATH_MAX];
-    glob_t found = {0};
-    if (!qw_hub_digest_valid(identity) || qw_packed_dir(cache, sizeof(cache), NULL) != QW_OK) return;
-    if (strpbrk(cache, "*?[\\")) return;
-    snprintf(pattern, sizeof(pattern), "%s/%s*", cache, identity);
-    if (glob(pattern, GLOB_NOSORT, NULL, &found) == 0)
-        for (size_t i = 0; i < found.gl_pathc; i++) unlink(found.gl_pathv[i]);
-    globfree(&found);
-}
-
 /* Whether any manifest still names the blob. A manifest that cannot be read keeps every blob: better a file
  * too much. */
 static qw_status blob_used(const qw_hub_store *s, const char *sha256, bool *used, qw_err *err)
@@ -283,7 +258,7 @@ static qw_status remove_locked(const qw_hub_store *s, const qw_hub_manifest *m, 
 {
     char path[QW_HUB_PATH_MAX], identity[65] = "";
     bool used = false, kept = false;
-    if (qw_hub_manifest_path(s, m, path, NULL) == QW_OK) pack_identity(path, identity);
+    if (qw_hub_manifest_path(s, m, path, NULL) == QW_OK) qw_hub_packed_identity(path, identity);
     qw_hub_manifest_file(s, m->name, path);
     if (unlink(path) != 0 && errno != ENOENT) return qw_fail_errno(err, "%.400s", path);
     QW_TRY(sync_folder(s, "models", err));
@@ -297,7 +272,7 @@ static qw_status remove_locked(const qw_hub_store *s, const qw_hub_manifest *m, 
         if (unlink(path) == 0) *freed_bytes += m->files[i].bytes;
         else if (errno != ENOENT) return qw_fail_errno(err, "%.400s", path);
     }
-    if (!kept) pack_cache_remove(identity);
+    if (!kept) *freed_bytes += qw_hub_packed_remove(identity);
     return sync_folder(s, "blobs", err);
 }
 

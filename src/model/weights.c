@@ -2,6 +2,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "model/weights_private.h"
@@ -26,10 +28,11 @@ static void add_entry(void *ctx, qw_weight *w)
         e->n_groups = (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS;
         e->group_bytes = qw_pack_group_bytes(pack, w->k);
     }
-    size_t n_groups = (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS;
+    size_t n_groups = (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS, group_bytes = qw_pack_group_bytes(pack, w->k);
     t->n++;
     t->n_groups += n_groups;
-    t->bytes += (uint64_t)n_groups * qw_pack_group_bytes(pack, w->k);
+    if (group_bytes > t->group_bytes_max) t->group_bytes_max = group_bytes;
+    t->bytes += (uint64_t)n_groups * group_bytes;
 }
 
 static qw_status make_table(qw_net *net, pack_table *t, qw_err *err)
@@ -52,31 +55,73 @@ uint64_t qw_weights_packed_bytes(qw_net *net)
 
 typedef struct fill_args {
     const pack_table *table;
-    uint8_t *region;
+    size_t first;  /* group that is item 0 */
+    uint64_t from; /* offset of out[0] in the region */
+    uint8_t *out;
 } fill_args;
 
-/* Items are the groups of all entries, one after the other. */
+/* Items are groups, in the order of all entries one after the other. */
 static void fill_groups(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const fill_args *a = ctx;
-    size_t first = 0;
-    for (size_t i = 0; i < a->table->n && (int64_t)first < end; first += a->table->entries[i++].n_groups) {
+    size_t from = a->first + (size_t)begin, to = a->first + (size_t)end, first = 0;
+    for (size_t i = 0; i < a->table->n && first < to; first += a->table->entries[i++].n_groups) {
         const pack_entry *e = &a->table->entries[i];
         const qw_weight *w = e->weight;
-        size_t g = begin > (int64_t)first ? (size_t)begin - first : 0;
-        for (; g < e->n_groups && (int64_t)(first + g) < end; g++) {
+        for (size_t g = from > first ? from - first : 0; g < e->n_groups && first + g < to; g++) {
             size_t row = g * QW_GROUP_ROWS, n_rows = w->rows - row < QW_GROUP_ROWS ? w->rows - row : QW_GROUP_ROWS;
             qw_pack_group(e->pack, w->data + row * w->row_bytes, w->row_bytes, n_rows, w->k,
-                          a->region + e->offset + g * e->group_bytes);
+                          a->out + (e->offset + g * e->group_bytes - a->from));
         }
     }
 }
 
-void qw_pack_table_fill(const pack_table *t, uint8_t *region, qw_pool *pool)
+/* Number of the first group that begins at or after an offset of the region. */
+static size_t group_at(const pack_table *t, uint64_t offset)
 {
-    fill_args args = {.table = t, .region = region};
-    qw_pool_run(pool, (int64_t)t->n_groups, 16, fill_groups, &args);
+    size_t first = 0;
+    for (size_t i = 0; i < t->n; first += t->entries[i++].n_groups) {
+        const pack_entry *e = &t->entries[i];
+        if (offset <= e->offset) return first;
+        uint64_t g = (offset - e->offset + e->group_bytes - 1) / e->group_bytes;
+        if (g < e->n_groups) return first + (size_t)g;
+    }
+    return first;
+}
+
+/* The rows of groups [from, to) have been read and are not needed again: without this the whole model file would stay
+ * in our memory beside its packed copy. A hint; a page that is wanted after all comes back from the file. */
+static void drop_rows(const pack_table *t, size_t from, size_t to)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    size_t first = 0;
+    for (size_t i = 0; i < t->n && first < to; first += t->entries[i++].n_groups) {
+        const pack_entry *e = &t->entries[i];
+        if (from >= first + e->n_groups) continue;
+        size_t row = (from > first ? from - first : 0) * QW_GROUP_ROWS, end = (to - first) * QW_GROUP_ROWS;
+        if (end > e->weight->rows) end = e->weight->rows;
+        uintptr_t data = (uintptr_t)e->weight->data, begin = (data + row * e->weight->row_bytes) & ~(page - 1);
+        madvise((void *)begin, data + end * e->weight->row_bytes - begin, MADV_DONTNEED);
+    }
+}
+
+void qw_pack_table_fill(const pack_table *t, uint64_t from, uint64_t to, uint8_t *out, qw_pool *pool)
+{
+    size_t first = group_at(t, from), end = group_at(t, to);
+    fill_args args = {.table = t, .first = first, .from = from, .out = out};
+    qw_pool_run(pool, (int64_t)(end - first), 1, fill_groups, &args);
+    drop_rows(t, first, end);
+}
+
+/* Packs the whole region into memory. */
+static void fill_memory(const pack_table *t, uint8_t *region, qw_pool *pool)
+{
+    for (uint64_t from = 0; from < t->bytes; from += QW_PACK_PIECE_BYTES) {
+        uint64_t left = t->bytes - from;
+        uint64_t to = from + (left < QW_PACK_PIECE_BYTES ? left : QW_PACK_PIECE_BYTES);
+        qw_pack_table_fill(t, from, to, region + from, pool);
+    }
 }
 
 static void use_region(const pack_table *t, const uint8_t *region)
@@ -87,7 +132,7 @@ static void use_region(const pack_table *t, const uint8_t *region)
     }
 }
 
-/* Maps the side file, building it first where needed. */
+/* Maps the side file, building it first where needed; *region stays NULL when QW_CACHE_MAX wants none. */
 static qw_status map_side_file(qw_weights *w, const pack_table *t, const qw_net *net, const char *cache_dir,
                                qw_pool *pool, const uint8_t **region, qw_err *err)
 {
@@ -97,9 +142,7 @@ static qw_status map_side_file(qw_weights *w, const pack_table *t, const qw_net 
         qw_map_will_need(w->map, 0, qw_map_bytes(w->map));
         return QW_OK;
     }
-    QW_TRY(qw_make_dirs(cache_dir, err));
-    QW_TRY(qw_pack_file_write(path, t, net->file, pool, err));
-    return qw_pack_file_open(path, t, net->file, &w->map, region, err);
+    return qw_pack_file_make(path, t, net->file, pool, &w->map, region, err);
 }
 
 qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, qw_weights **out, qw_err *err)
@@ -118,7 +161,7 @@ qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, q
     }
     if (table.n > 0 && !region) {
         QW_TRY_GOTO(qw_alloc_aligned(&w->memory, table.bytes, "packed weights", err));
-        qw_pack_table_fill(&table, w->memory, pool);
+        fill_memory(&table, w->memory, pool);
         region = w->memory;
     }
     use_region(&table, region);

@@ -4,7 +4,9 @@
  * is a side file `<identity>.qwp`: written to a temporary name, synced, renamed; its header, identity, table
  * and size are checked on open, and it is rebuilt when anything disagrees. Never needed for correctness:
  * without a folder, or when it cannot be written, the region is memory. Two processes may build at once; the
- * last rename wins and both are whole. Create and destroy from one thread; read by any.
+ * last rename wins and both are whole. All side files together have a bound (base/side_files.h): before one is
+ * written others make way, never one that is in use. The model file's pages are dropped as they are packed, so
+ * that the two are not in memory together. Create and destroy from one thread; read by any.
  */
 #ifndef QW_MODEL_WEIGHTS_H
 #define QW_MODEL_WEIGHTS_H

@@ -2,43 +2,49 @@
  *
  * Layout: a header of one system page, SHA-256 of every 1 MiB block of the region, then the region on a page
  * border. Opening checks everything but the blocks' sums, which `qw verify` compares: a start must not read
- * the whole file. The writer fsyncs before it renames, so a name that exists is a whole file. It holds a lock on its
- * temporary file; what a killed process left is not locked and goes when the next file is made.
+ * the whole file. The writer fsyncs before it renames, so a name that exists is a whole file. Locks and the bound on
+ * all side files together are base/side_files.h: who maps a file holds it in use, who writes one has its temporary
+ * file locked, and what a killed process left is not locked and goes when the next file is made.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <openssl/evp.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/buf.h"
 #include "base/mem.h"
+#include "base/side_files.h"
 #include "model/weights_private.h"
 
 enum {
-    LAYOUT_VERSION = 1, /* raise with every change of qw_pack_group's layout or of this file's */
+    LAYOUT_VERSION = 2, /* raise with every change of qw_pack_group's layout or of this file's */
     PAGE = 4096,
     BLOCK_BYTES = 1 << 20,
-    HASH_BYTES = 32
+    HASH_BYTES = 32,
+    SOURCE_PATH_MAX = 1024
 };
 
-#define SUFFIX ".qwp"
+#define MAGIC "QWPACK\n"
 
 typedef struct file_header {
-    char magic[8]; /* "QWPACK\n" */
+    char magic[8]; /* MAGIC with its NUL */
     uint32_t layout_version, header_bytes;
     uint64_t file_bytes, region_offset, region_bytes, n_blocks;
     char identity[64];             /* of the model file: 64 hex digits */
+    /* qw_map_identity of the model's (first) file, and where it lay when this was written; "" when not known. They tell
+     * only whether the model was replaced since. */
+    char source[96], source_path[SOURCE_PATH_MAX];
     uint8_t table_hash[HASH_BYTES]; /* of every entry's name, form, shape and offset */
     uint8_t sums_hash[HASH_BYTES];  /* of the block sums that follow */
     uint8_t header_hash[HASH_BYTES]; /* of all fields above */
 } file_header;
+_Static_assert(sizeof(file_header) <= PAGE, "the header has one page");
 
 static qw_status sha256(const void *data, size_t n, uint8_t out[HASH_BYTES], qw_err *err)
 {
@@ -62,12 +68,12 @@ fail:
     return status;
 }
 
-/* The header that a right file has, except for the sums of its blocks. */
+/* The header that a right file has, except for its source and the sums of its blocks. */
 static qw_status expected_header(const pack_table *t, const qw_gguf *file, file_header *h, qw_err *err)
 {
     char identity[65];
     memset(h, 0, sizeof *h);
-    memcpy(h->magic, "QWPACK\n", 8);
+    memcpy(h->magic, MAGIC, sizeof h->magic);
     h->layout_version = LAYOUT_VERSION;
     h->header_bytes = sizeof *h;
     h->region_bytes = t->bytes;
@@ -89,16 +95,17 @@ void qw_weights_cache_path(const qw_gguf *file, const char *cache_dir, char *out
 {
     char identity[65];
     qw_gguf_identity(file, identity);
-    snprintf(out, cap, "%s/%s" SUFFIX, cache_dir, identity);
+    snprintf(out, cap, "%s/%s" QW_SIDE_SUFFIX, cache_dir, identity);
 }
 
 qw_status qw_pack_file_open(const char *path, const pack_table *t, const qw_gguf *file, qw_map **map,
-                         const uint8_t **region, qw_err *err)
+                            const uint8_t **region, qw_err *err)
 {
     file_header want;
     qw_status status;
     *region = NULL;
     QW_TRY(qw_map_open(path, map, err));
+    qw_map_hold(*map); /* removed between these two lines: what we have mapped is whole all the same */
     QW_TRY_GOTO(expected_header(t, file, &want, err));
     const uint8_t *data = qw_map_data(*map);
     if (qw_map_bytes(*map) != want.file_bytes) {
@@ -106,12 +113,14 @@ qw_status qw_pack_file_open(const char *path, const pack_table *t, const qw_gguf
                          (unsigned long long)want.file_bytes);
         goto fail;
     }
+    memcpy(want.source, data + offsetof(file_header, source), sizeof want.source + sizeof want.source_path);
     QW_TRY_GOTO(seal_header(&want, data + PAGE, err));
     if (memcmp(data, &want, sizeof want) != 0) {
         status = qw_fail(err, QW_E_CORRUPT, "%s: was made from another model file or by another version", path);
         goto fail;
     }
     *region = data + want.region_offset;
+    qw_side_touch(path);
     return QW_OK;
 fail:
     qw_map_close(*map);
@@ -119,101 +128,214 @@ fail:
     return status;
 }
 
-typedef struct sum_args {
-    const uint8_t *region;
-    uint64_t bytes;
-    uint8_t *sums;
-} sum_args;
-
 static size_t block_bytes(uint64_t region_bytes, size_t block)
 {
     uint64_t left = region_bytes - (uint64_t)block * BLOCK_BYTES;
     return left < BLOCK_BYTES ? (size_t)left : BLOCK_BYTES;
 }
 
-static void sum_blocks(void *ctx, int64_t begin, int64_t end, int thread)
+/* ---- what other side files are worth ----------------------------------------------------------- */
+
+/* The model file is not where it was, or another one is there. */
+static bool was_replaced(const file_header *h)
+{
+    char now[sizeof h->source];
+    qw_map *map;
+    qw_status status = qw_map_open(h->source_path, &map, NULL);
+    if (status != QW_OK) return status == QW_E_NOT_FOUND;
+    qw_map_identity(map, now);
+    qw_map_close(map);
+    return strcmp(now, h->source) != 0;
+}
+
+/* True when no start can use the side file: not ours, of an older version, or its model file was replaced. ctx: path of
+ * the one that is being made. */
+static bool is_useless(void *ctx, const char *path)
+{
+    file_header h = {0};
+    if (strcmp(path, ctx) == 0) return true; /* it was just refused */
+    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return false;
+    ssize_t got = pread(fd, &h, sizeof h, 0);
+    close(fd);
+    if (got < 0) return false;
+    if (got != sizeof h || memcmp(h.magic, MAGIC, sizeof h.magic) != 0) return true;
+    if (h.layout_version < LAYOUT_VERSION) return true;
+    h.source[sizeof h.source - 1] = h.source_path[sizeof h.source_path - 1] = '\0';
+    return h.layout_version == LAYOUT_VERSION && h.source_path[0] != '\0' && was_replaced(&h);
+}
+
+/* ---- write ------------------------------------------------------------------------------------- */
+
+typedef struct piece {
+    int fd;
+    uint64_t file_offset;  /* of `data` */
+    const uint8_t *data;   /* [bytes] of the region */
+    uint64_t bytes;
+    uint8_t *sums;         /* of its blocks */
+    atomic_int failed;     /* errno of a write that failed, or 0 */
+} piece;
+
+static int write_all(int fd, const uint8_t *data, size_t n, uint64_t offset)
+{
+    while (n > 0) {
+        ssize_t done = pwrite(fd, data, n, (off_t)offset);
+        if (done < 0 && errno == EINTR) continue;
+        if (done <= 0) return done < 0 ? errno : EIO;
+        data += done;
+        n -= (size_t)done;
+        offset += (uint64_t)done;
+    }
+    return 0;
+}
+
+/* Items are the blocks of a piece. Each is written by the thread that has just read it for its sum. */
+static void write_blocks(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
-    sum_args *a = ctx;
+    piece *p = ctx;
     for (int64_t i = begin; i < end; i++) {
-        /* A digest that fails leaves zeros, which the header's check then refuses. */
-        if (sha256(a->region + (size_t)i * BLOCK_BYTES, block_bytes(a->bytes, (size_t)i), a->sums + i * HASH_BYTES,
-                   NULL) != QW_OK) {
-            memset(a->sums + i * HASH_BYTES, 0, HASH_BYTES);
-        }
+        uint64_t at = (uint64_t)i * BLOCK_BYTES;
+        size_t n = block_bytes(p->bytes, (size_t)i);
+        uint8_t *sum = p->sums + i * HASH_BYTES;
+        /* A digest that fails leaves zeros; sealing the header fails then too. */
+        if (sha256(p->data + at, n, sum, NULL) != QW_OK) memset(sum, 0, HASH_BYTES);
+        int failed = write_all(p->fd, p->data + at, n, p->file_offset + at);
+        if (failed) atomic_store(&p->failed, failed);
     }
 }
 
-/* Fills an open, empty temporary file. */
-static qw_status write_contents(int fd, const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool,
-                                qw_err *err)
+/* Packs and writes the region. It passes through a buffer and not through a mapping of the file: what was written is
+ * the system's to keep or to put on the disk, and no part of our memory. */
+static qw_status write_region(int fd, const char *path, const file_header *h, const pack_table *t, qw_pool *pool,
+                              uint8_t *sums, qw_err *err)
 {
-    file_header h;
-    QW_TRY(expected_header(t, file, &h, err));
-    /* Space first: a full disk must be an error here, not a fault in the mapping. */
-    int failed = posix_fallocate(fd, 0, (off_t)h.file_bytes);
-    if (failed) {
-        errno = failed;
-        return qw_fail_errno(err, "%s: cannot reserve %llu bytes", path, (unsigned long long)h.file_bytes);
+    uint8_t *buffer = NULL;
+    size_t slack = t->group_bytes_max; /* the last group of a piece reaches into the next one */
+    uint64_t all = t->bytes < QW_PACK_PIECE_BYTES ? t->bytes : QW_PACK_PIECE_BYTES;
+    QW_TRY(qw_alloc_aligned(&buffer, all + slack, "buffer of packed weights", err));
+    piece p = {.fd = fd, .data = buffer};
+    for (uint64_t from = 0; from < t->bytes && !p.failed; from += p.bytes) {
+        p.bytes = t->bytes - from < all ? t->bytes - from : all;
+        p.file_offset = h->region_offset + from;
+        p.sums = sums + from / BLOCK_BYTES * HASH_BYTES;
+        qw_pack_table_fill(t, from, from + p.bytes, buffer, pool);
+        qw_pool_run(pool, (int64_t)((p.bytes + BLOCK_BYTES - 1) / BLOCK_BYTES), 1, write_blocks, &p);
+        memmove(buffer, buffer + p.bytes, slack);
+        /* The disk works while the next piece is packed, and the sync at the end has little left to wait for. */
+        sync_file_range(fd, (off_t)p.file_offset, (off_t)p.bytes, SYNC_FILE_RANGE_WRITE);
     }
-    uint8_t *data = mmap(NULL, h.file_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-    if (data == MAP_FAILED) return qw_fail_errno(err, "%s: cannot map", path);
-    qw_pack_table_fill(t, data + h.region_offset, pool);
-    sum_args args = {.region = data + h.region_offset, .bytes = t->bytes, .sums = data + PAGE};
-    qw_pool_run(pool, (int64_t)h.n_blocks, 1, sum_blocks, &args);
-    qw_status status = seal_header(&h, args.sums, err);
-    if (status == QW_OK && qw_gguf_map_failed(file)) {
+    qw_free_aligned(buffer, all + slack);
+    if (!p.failed) return QW_OK;
+    errno = p.failed;
+    return qw_fail_errno(err, "%s: cannot write", path);
+}
+
+/* Fills a temporary file whose space is reserved. */
+static qw_status write_contents(int fd, const char *path, file_header *h, const pack_table *t, const qw_gguf *file,
+                                qw_pool *pool, qw_err *err)
+{
+    uint8_t *head = NULL;
+    qw_status status;
+    QW_TRY(qw_alloc(&head, h->region_offset, 1, "header of packed weights", err));
+    QW_TRY_GOTO(write_region(fd, path, h, t, pool, head + PAGE, err));
+    QW_TRY_GOTO(seal_header(h, head + PAGE, err));
+    if (qw_gguf_map_failed(file)) {
         status = qw_fail(err, QW_E_CORRUPT, "%s: the model file changed while it was read", qw_gguf_path(file));
+        goto fail;
     }
-    memcpy(data, &h, sizeof h);
-    munmap(data, h.file_bytes);
-    if (status == QW_OK && fsync(fd) != 0) status = qw_fail_errno(err, "%s: cannot sync", path);
+    memcpy(head, h, sizeof *h);
+    int failed = write_all(fd, head, h->region_offset, 0);
+    if (failed || fsync(fd) != 0) {
+        if (failed) errno = failed;
+        status = qw_fail_errno(err, "%s: cannot write", path);
+    }
+fail:
+    free(head);
     return status;
 }
 
-/* Removes temporary files whose writer is gone. A hint: errors are the next step's. */
-static void remove_orphans(const char *dir)
+/* A file that is being made: under its temporary name, with our lock on it. */
+typedef struct new_file {
+    char dir[PATH_MAX], temp[PATH_MAX + 8];
+    int fd;
+} new_file;
+
+/* Under the folder's lock, so that two processes do not take the same room. */
+static qw_status reserve(new_file *f, const char *path, uint64_t bytes, qw_err *err)
 {
-    DIR *d = opendir(dir);
-    for (struct dirent *e; d && (e = readdir(d));) {
-        const char *tail = strstr(e->d_name, SUFFIX ".");
-        if (!tail || strlen(tail) != sizeof SUFFIX + 6) continue;
-        int fd = openat(dirfd(d), e->d_name, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-        if (fd < 0) continue;
-        if (flock(fd, LOCK_EX | LOCK_NB) == 0) unlinkat(dirfd(d), e->d_name, 0);
-        close(fd);
-    }
-    if (d) closedir(d);
+    char own[PATH_MAX];
+    qw_side_limits limits;
+    snprintf(own, sizeof own, "%s", path);
+    QW_TRY(qw_side_limits_get(f->dir, &limits, err));
+    QW_TRY(qw_side_make_room(f->dir, &limits, bytes, is_useless, own, err));
+    snprintf(f->temp, sizeof f->temp, "%s.XXXXXX", path);
+    f->fd = mkostemp(f->temp, O_CLOEXEC);
+    if (f->fd < 0) return qw_fail_errno(err, "%s: cannot create", f->temp);
+    int failed = flock(f->fd, LOCK_EX) != 0 ? errno : posix_fallocate(f->fd, 0, (off_t)bytes);
+    if (!failed) return QW_OK;
+    errno = failed;
+    return qw_fail_errno(err, "%s: cannot reserve %llu bytes", f->temp, (unsigned long long)bytes);
 }
 
-/* A new temporary file with our lock on it. */
-static int create_temp(const char *path, char *temp, size_t cap)
+/* The new file gets its name and is opened before anybody could take it for unused. */
+static qw_status publish(new_file *f, const char *path, const pack_table *t, const qw_gguf *file, qw_map **map,
+                         const uint8_t **region, qw_err *err)
 {
-    for (;;) {
-        struct stat st;
-        snprintf(temp, cap, "%s.XXXXXX", path);
-        int fd = mkostemp(temp, O_CLOEXEC);
-        if (fd < 0) return -1;
-        /* Another process may have taken it for an orphan before the lock was there. */
-        if (flock(fd, LOCK_EX) != 0 || fstat(fd, &st) != 0 || st.st_nlink > 0) return fd;
-        close(fd);
-    }
+    if (rename(f->temp, path) != 0) return qw_fail_errno(err, "%s: cannot rename", f->temp);
+    close(f->fd);
+    f->fd = -1;
+    QW_TRY(qw_sync_dir(f->dir, err));
+    return qw_pack_file_open(path, t, file, map, region, err);
 }
 
-qw_status qw_pack_file_write(const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool, qw_err *err)
+/* Where the model lies now, so that a later start can tell that it was replaced. */
+static void set_source(file_header *h, const qw_gguf *file)
 {
-    char temp[4128], dir[4096];
-    snprintf(dir, sizeof dir, "%s", path);
-    char *slash = strrchr(dir, '/');
-    if (slash) *slash = 0;
-    remove_orphans(slash ? dir : ".");
-    int fd = create_temp(path, temp, sizeof temp);
-    if (fd < 0) return qw_fail_errno(err, "%s: cannot create", temp);
-    qw_status status = write_contents(fd, temp, t, file, pool, err);
-    if (status == QW_OK && rename(temp, path) != 0) status = qw_fail_errno(err, "%s: cannot rename", temp);
-    if (status != QW_OK) unlink(temp);
-    close(fd);
-    return status == QW_OK ? qw_sync_dir(slash ? dir : ".", err) : status;
+    qw_map *map;
+    char *real = realpath(qw_gguf_path(file), NULL);
+    if (real && strlen(real) < sizeof h->source_path && qw_map_open(real, &map, NULL) == QW_OK) {
+        memcpy(h->source_path, real, strlen(real) + 1);
+        qw_map_identity(map, h->source);
+        qw_map_close(map);
+    }
+    free(real);
+}
+
+qw_status qw_pack_file_make(const char *path, const pack_table *t, const qw_gguf *file, qw_pool *pool, qw_map **map,
+                            const uint8_t **region, qw_err *err)
+{
+    new_file f = {.fd = -1};
+    file_header h;
+    qw_side_limits limits;
+    qw_status status;
+    int lock = -1;
+    const char *slash = strrchr(path, '/');
+    *map = NULL;
+    *region = NULL;
+    snprintf(f.dir, sizeof f.dir, "%.*s", slash ? (int)(slash - path) : 1, slash ? path : ".");
+    QW_TRY(qw_side_limits_get(f.dir, &limits, err));
+    if (limits.strict && limits.total_max == 0) return QW_OK;
+    QW_TRY(qw_make_dirs(f.dir, err));
+    QW_TRY(expected_header(t, file, &h, err));
+    set_source(&h, file);
+    QW_TRY(qw_side_lock(f.dir, &lock, err));
+    /* Another process may have made it while we waited. */
+    status = qw_pack_file_open(path, t, file, map, region, NULL);
+    if (status == QW_OK) goto fail;
+    QW_TRY_GOTO(reserve(&f, path, h.file_bytes, err));
+    qw_side_unlock(lock);
+    lock = -1;
+    QW_TRY_GOTO(write_contents(f.fd, f.temp, &h, t, file, pool, err));
+    QW_TRY_GOTO(qw_side_lock(f.dir, &lock, err));
+    QW_TRY_GOTO(publish(&f, path, t, file, map, region, err));
+fail:
+    if (f.fd >= 0) {
+        unlink(f.temp);
+        close(f.fd);
+    }
+    qw_side_unlock(lock);
+    return status;
 }
 
 /* Numbers of the file are used only after they agree with each other, with its size and with their sums. */

@@ -768,6 +768,80 @@ class Suite:
         self.fails(2, "given twice", "show", "a", "-m", "b")
         self.ok("rm", "tiny:q4")
 
+    # ---- side files of packed weights
+
+    def packed(self):
+        """Sizes of the side files, by name."""
+        folder = os.path.join(self.home, "cache", "packed")
+        names = os.listdir(folder) if os.path.isdir(folder) else []
+        return {n: os.path.getsize(os.path.join(folder, n)) for n in names if n != ".lock"}
+
+    def test_packed(self):
+        fixtures = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fixtures")
+        q4km, mix = (os.path.join(fixtures, f"tiny-{n}.gguf") for n in ("q4km", "mix"))
+        self.ok("pull", q4km, "--name", "tiny:q4")
+        out, _ = self.ok("list")
+        self.check("packed weights: 0 bytes in 0 side files" in out, "a total of nothing", out)
+        self.equal(self.listed()["tiny:q4"]["packed"], 0, "no side file yet")
+        self.check("no side file" in self.ok("show", "tiny:q4")[0], "qw show says so")
+        self.ok("run", "-m", "tiny:q4", "-p", "x", "-n", "1")
+        self.ok("run", "-m", mix, "-p", "x", "-n", "1")  # of no installed model
+        own = self.listed()["tiny:q4"]["packed"]
+        sizes = sorted(self.packed().values())
+        self.check(len(sizes) == 2 and own == sizes[1], "the size of the model's side file", (own, sizes))
+        out, _ = self.ok("list")
+        row = [line for line in out.split("\n") if line.startswith("tiny:q4")][0]
+        self.check(f"{own / 1e3:.0f} kB" in row, "it is a column", out)
+        last = out.rstrip("\n").split("\n")[-1]
+        self.check(f"packed weights: {sum(sizes) / 1e6:.1f} MB in 2 side files, {sizes[0] / 1e3:.0f} kB of it of no installed "
+                   "model (limit " in last, "the total is the last line", out)
+        one = json.loads(self.ok("show", "tiny:q4", "--json")[0])
+        self.check(one["packed"] == own and os.path.getsize(one["packed_path"]) == own, "qw show names it", one)
+        self.check(one["packed_path"] in self.ok("show", "tiny:q4")[0], "also in words")
+        size = self.listed()["tiny:q4"]["size"]
+        _, err = self.ok("rm", "tiny:q4")
+        self.check(f"{(size + own) / 1e6:.1f} MB freed" in err, "rm counts the side file", err)
+        self.equal(list(self.packed().values()), sizes[:1], "and removed it, and no other")
+        out, _ = self.ok("list")
+        self.check(out.startswith("packed weights: ") and out.count("\n") == 1, "the total shows without a model", out)
+        _, err = self.ok("rm", "--packed")
+        self.check(f"removed 1 side file of packed weights ({sizes[0] / 1e3:.0f} kB freed)" in err, "rm --packed", err)
+        self.equal(self.packed(), {}, "nothing is left")
+        self.fails(2, "--packed takes no names", "rm", "--packed", "x")
+        self.fails(2, "name what to remove", "rm")
+
+    def test_packed_bound(self):
+        fixtures = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fixtures")
+        q4km, mix = (os.path.join(fixtures, f"tiny-{n}.gguf") for n in ("q4km", "mix"))
+        run = lambda model, most: self.ok("run", "-m", model, "-p", "x", "-n", "1", env={"QW_CACHE_MAX": most})[1]
+        self.equal(run(mix, "0"), "", "none wanted: no note")
+        self.equal(self.packed(), {}, "and none written")
+        self.check("raise QW_CACHE_MAX" in run(mix, "100K"), "what does not fit is said")
+        self.check("QW_CACHE_MAX is \"x\"" in run(mix, "x"), "a wrong size is said")
+        self.equal(run(mix, "1M"), "", "it fits")
+        first = self.packed()
+        self.equal(run(q4km, "1M"), "", "the other makes way")
+        second = self.packed()
+        self.check(len(first) == len(second) == 1 and first != second, "one at a time", (first, second))
+        env = {"QW_CACHE_MAX": "x"}
+        self.fails(2, "QW_CACHE_MAX", "list", env=env, lines=2)
+        self.equal(self.ok("list", env={"QW_CACHE_MAX": "20G"})[0].split("(")[-1], "limit 20.00 GB)\n", "the bound is shown")
+
+    def test_packed_in_use(self):
+        """A chat keeps its side file; once it has ended the file can go."""
+        model = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "fixtures", "tiny-q4km.gguf")
+        p = subprocess.Popen([self.qw, "chat", "-m", model, "--greedy", "-n", "4"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.DEVNULL, env=self.env, cwd=self.dir)
+        ask = lambda: (p.stdin.write(b"/clear\nHi\n"), p.stdin.flush(), p.stdout.readline())[2]
+        before = ask()
+        _, err = self.ok("rm", "--packed")
+        self.check("removed 0 side files" in err and "; 1 in use stays (" in err, "it stays", err)
+        self.equal(len(self.packed()), 1, "it is there")
+        self.check(before and ask() == before, "the chat goes on")
+        p.stdin.close()
+        self.equal(p.wait(60), 0, "the chat ends well")
+        self.check("removed 1 side file" in self.ok("rm", "--packed")[1], "now it goes")
+
     # ---- split models
 
     def test_split_local(self):

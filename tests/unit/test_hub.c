@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <zip.h>
@@ -462,8 +463,12 @@ static void test_side_file(void **state)
     qw_gguf *g = NULL;
     qw_hub_model *m = calloc(1, sizeof(*m));
     qw_err err;
-    char name[QW_HUB_NAME_MAX], identity[65], side[1000], other[1000], cache[700];
-    uint64_t freed;
+    char name[QW_HUB_NAME_MAX], identity[65], side[1000], unfinished[1010], other[1000], cache[700],
+        found[QW_HUB_PATH_MAX];
+    uint64_t freed, bytes;
+    qw_hub_model *list;
+    qw_hub_packed total;
+    size_t n;
     gw_header(&w, 3, 1, 2);
     gw_kv_str(&w, "general.architecture", "qwen2");
     gw_kv_u32(&w, "general.file_type", 7);
@@ -491,15 +496,68 @@ static void test_side_file(void **state)
     snprintf(side, sizeof(side), "%s/%s.qwp", cache, identity);
     identity[0] = identity[0] == '0' ? '1' : '0';
     snprintf(other, sizeof(other), "%s/%s.qwp", cache, identity);
-    assert_int_equal(qw_file_write(side, "x", 1, &err), QW_OK);
+    assert_true(qw_hub_packed_find(m->path, found, &bytes)); /* where it will be */
+    assert_string_equal(found, side);
+    assert_int_equal(bytes, 0);
+    assert_false(qw_hub_packed_find(temp_path("none"), found, &bytes));
+    snprintf(unfinished, sizeof(unfinished), "%s.x1Y2z3", side);
+    assert_int_equal(qw_file_write(side, "abc", 3, &err), QW_OK);
+    assert_int_equal(qw_file_write(unfinished, "abcde", 5, &err), QW_OK);
     assert_int_equal(qw_file_write(other, "x", 1, &err), QW_OK);
+    assert_true(qw_hub_packed_find(m->path, found, &bytes));
+    assert_int_equal(bytes, 3);
+    assert_int_equal(qw_hub_list(hub, true, &list, &n, &err), QW_OK);
+    assert_string_equal(list[0].name, "m");
+    assert_int_equal(list[0].packed_bytes, 3);
+    assert_int_equal(qw_hub_packed_total(list, n, &total, &err), QW_OK);
+    free(list);
+    assert_int_equal(total.n_files, 3);
+    assert_int_equal(total.bytes, 9);
+    assert_int_equal(total.other_bytes, 1);
+    int used = open(side, O_RDONLY); /* a removed model's side file goes even while a process has it */
+    assert_int_equal(flock(used, LOCK_SH), 0);
     assert_int_equal(qw_hub_remove(hub, "m", NULL, &freed, &err), QW_OK);
-    assert_int_equal(freed, m->bytes);
+    close(used);
+    assert_int_equal(freed, m->bytes + 8);
     assert_int_not_equal(access(side, F_OK), 0);
+    assert_int_not_equal(access(unfinished, F_OK), 0);
     assert_int_equal(access(other, F_OK), 0);
     assert_int_equal(qw_hub_remove(hub, "m", NULL, &freed, &err), QW_E_NOT_FOUND);
     qw_hub_close(hub);
     free(m);
+}
+
+/* `qw rm --packed`: all that nobody uses, and nothing else. */
+static void test_packed_clear(void **state)
+{
+    (void)state;
+    qw_err err;
+    qw_hub_packed_removal r;
+    char paths[3][1000], cache[700];
+    assert_int_equal(setenv("QW_HOME", temp_path("store5"), 1), 0);
+    snprintf(cache, sizeof(cache), "%s/packed", temp_path("store5/cache"));
+    assert_int_equal(qw_hub_packed_clear(&r, &err), QW_OK);
+    assert_int_equal(r.n_removed + r.n_kept, 0);
+    assert_int_not_equal(access(temp_path("store5"), F_OK), 0); /* nothing is created */
+    assert_int_equal(qw_make_dirs(cache, &err), QW_OK);
+    for (int i = 0; i < 3; i++) {
+        snprintf(paths[i], sizeof(paths[i]), "%s/%c%s.qwp", cache, 'a' + i, sum_a + 1);
+        assert_int_equal(qw_file_write(paths[i], "abcdef", (size_t)i + 1, &err), QW_OK);
+    }
+    int used = open(paths[1], O_RDONLY);
+    assert_int_equal(flock(used, LOCK_SH), 0);
+    assert_int_equal(qw_hub_packed_clear(&r, &err), QW_OK);
+    assert_int_equal(r.n_removed, 2);
+    assert_int_equal(r.freed_bytes, 4);
+    assert_int_equal(r.n_kept, 1);
+    assert_int_equal(r.kept_bytes, 2);
+    assert_int_equal(access(paths[1], F_OK), 0);
+    assert_int_not_equal(access(paths[0], F_OK), 0);
+    assert_int_not_equal(access(paths[2], F_OK), 0);
+    close(used);
+    assert_int_equal(qw_hub_packed_clear(&r, &err), QW_OK);
+    assert_int_equal(r.n_removed, 1);
+    assert_int_equal(r.freed_bytes, 2);
 }
 
 /* ---- wheels and programs ----------------------------------------------------------------------- */
@@ -638,7 +696,7 @@ int main(void)
         cmocka_unit_test(test_partial_record), cmocka_unit_test(test_space_and_sizes),
         cmocka_unit_test(test_clone),          cmocka_unit_test(test_wheel),
         cmocka_unit_test(test_spawn),          cmocka_unit_test(test_resolve),
-        cmocka_unit_test(test_side_file),
+        cmocka_unit_test(test_side_file),      cmocka_unit_test(test_packed_clear),
     };
     return cmocka_run_group_tests(tests, temp_dir_setup, temp_dir_teardown);
 }

@@ -17,12 +17,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/file.h"
+#include "base/mem.h"
+#include "base/side_files.h"
+#include "gguf_writer.h"
 #include "model/runtime.h"
 #include "model/weights.h"
 #include "temp_dir.h"
@@ -31,7 +36,9 @@
 #define MIX "tests/fixtures/tiny-mix.gguf"
 #define F32 "tests/fixtures/tiny-f32.gguf"
 
-enum { N_TOKENS = 12, N_LOGITS_MAX = 1024, HEADER_BYTES = 208, PAGE = 4096 };
+enum { N_TOKENS = 12, N_LOGITS_MAX = 1024, PAGE = 4096 };
+/* Of the header: where the version is, and the path of the model file; what follows that are three sums. */
+enum { VERSION_AT = 8, SOURCE_AT = 208, SOURCE_END = 1232, HEADER_BYTES = 1328 };
 
 /* What one opening of a model with a cache folder gave. */
 typedef struct result {
@@ -249,7 +256,7 @@ static void test_damaged_header(void **state)
     char what[64];
     const char *cache = new_cache();
     compute_well(Q4KM, cache, &good);
-    for (long at = 0; at < HEADER_BYTES; at++) {
+    for (long at = 0; at < HEADER_BYTES; at += at >= SOURCE_AT && at < SOURCE_END ? 64 : 1) {
         int bit = (int)(at * 5 % 8);
         flip(good.cache_path, at, bit);
         if (verify(Q4KM, cache, &err) != QW_E_CORRUPT) fail_msg("verify passes over byte %ld", at);
@@ -478,6 +485,445 @@ static void test_at_once(void **state)
     }
 }
 
+/* ---- the bound -------------------------------------------------------------------------------- */
+
+static uint64_t folder_bytes(const char *dir)
+{
+    qw_side_file *files;
+    size_t n;
+    uint64_t bytes = 0;
+    assert_int_equal(qw_side_list(dir, &files, &n, NULL), QW_OK);
+    for (size_t i = 0; i < n; i++) bytes += files[i].bytes;
+    free(files);
+    return bytes;
+}
+
+static bool there(const result *r)
+{
+    return access(r->cache_path, F_OK) == 0;
+}
+
+static void set_age(const result *r, int64_t age_s)
+{
+    struct timespec times[2] = {{.tv_sec = time(NULL) - age_s}, {.tv_sec = time(NULL) - age_s}};
+    assert_int_equal(utimensat(AT_FDCWD, r->cache_path, times, 0), 0);
+}
+
+/* QW_CACHE_MAX for `n` side files of this size, and a little. */
+static void allow(const result *r, uint64_t n)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%llu", (unsigned long long)(n * (uint64_t)stat_of(r->cache_path).st_size + 1000));
+    assert_int_equal(setenv("QW_CACHE_MAX", text, 1), 0);
+}
+
+/* Another process that has a model open with this cache folder until it is ended. */
+static pid_t open_elsewhere(const char *model, const char *cache)
+{
+    int ready[2];
+    char c = 0;
+    assert_int_equal(pipe(ready), 0);
+    fflush(stdout);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        qw_gguf *file;
+        qw_net *net;
+        qw_pool *pool;
+        qw_weights *weights;
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        bool ok = qw_gguf_open(model, &file, NULL) == QW_OK && qw_net_open(file, &net, NULL) == QW_OK &&
+                  qw_pool_create(1, &pool, NULL) == QW_OK &&
+                  qw_weights_create(net, cache, pool, &weights, NULL) == QW_OK && qw_weights_mapped(weights);
+        if (!ok || write(ready[1], "x", 1) != 1) _exit(1);
+        for (;;) pause();
+    }
+    close(ready[1]);
+    assert_int_equal(read(ready[0], &c, 1), 1);
+    close(ready[0]);
+    return pid;
+}
+
+static void end(pid_t pid)
+{
+    assert_int_equal(kill(pid, SIGKILL), 0);
+    assert_int_equal(waitpid(pid, NULL, 0), pid);
+}
+
+/* One has room at a time: the other makes way, unless a process uses it. */
+static void test_bound(void **state)
+{
+    (void)state;
+    result q4km, mix, r;
+    const char *cache = new_cache();
+    compute_well(Q4KM, cache, &q4km);
+    allow(&q4km, 1);
+    compute_well(MIX, cache, &mix);
+    assert_true(mix.mapped && there(&mix) && !there(&q4km));
+    compute_well(Q4KM, cache, &r);
+    assert_true(r.mapped && there(&q4km) && !there(&mix));
+    assert_same_bits(&q4km, &r);
+
+    pid_t pid = open_elsewhere(Q4KM, cache);
+    compute_well(MIX, cache, &r);
+    assert_false(r.mapped);
+    assert_true(there(&q4km));
+    assert_memory_equal(r.note, "packed weights are kept in memory: ", 35);
+    assert_non_null(strstr(r.note, "raise QW_CACHE_MAX")); /* what to do */
+    assert_same_bits(&mix, &r);
+    assert_int_equal(n_files(cache), 1);
+    end(pid);
+    compute_well(MIX, cache, &r);
+    assert_true(r.mapped && there(&mix) && !there(&q4km));
+
+    setenv("QW_CACHE_MAX", "100000", 1); /* less than any needs: the one that is there goes on being used */
+    compute_well(Q4KM, cache, &r);
+    assert_false(r.mapped);
+    assert_true(there(&mix));
+    compute_well(MIX, cache, &r);
+    assert_true(r.mapped);
+    unsetenv("QW_CACHE_MAX");
+}
+
+static void test_bound_of_zero(void **state)
+{
+    (void)state;
+    result good, r;
+    const char *cache = new_cache();
+    compute_well(Q4KM, NULL, &good);
+    setenv("QW_CACHE_MAX", "0", 1);
+    compute_well(Q4KM, cache, &r);
+    assert_false(r.mapped);
+    assert_string_equal(r.note, ""); /* it is what was asked for */
+    assert_same_bits(&good, &r);
+    assert_int_equal(access(cache, F_OK), -1);
+    setenv("QW_CACHE_MAX", "lots", 1);
+    compute_well(Q4KM, cache, &r);
+    assert_false(r.mapped);
+    assert_non_null(strstr(r.note, "QW_CACHE_MAX is \"lots\""));
+    unsetenv("QW_CACHE_MAX");
+}
+
+/* Three copies of one model in room for two. */
+typedef struct three {
+    const char *cache;
+    char model[3][600];
+    result r[3];
+} three;
+
+static void copy_of(const char *from, const char *to)
+{
+    char *data;
+    size_t n;
+    read_all(from, &data, &n);
+    write_all(to, data, n);
+    free(data);
+}
+
+/* The first two have side files, used age_s[i] seconds ago. */
+static void make_three(three *t, const int64_t age_s[2])
+{
+    static int n;
+    t->cache = new_cache();
+    for (int i = 0; i < 3; i++) {
+        snprintf(t->model[i], sizeof t->model[i], "%s/three-%d-%d.gguf", temp_dir, n, i);
+        copy_of(MIX, t->model[i]);
+    }
+    n++;
+    for (int i = 0; i < 2; i++) {
+        compute_well(t->model[i], t->cache, &t->r[i]);
+        set_age(&t->r[i], age_s[i]);
+    }
+    allow(&t->r[0], 2);
+}
+
+/* The third comes; is the first still there? */
+static bool third_leaves_first(three *t)
+{
+    compute_well(t->model[2], t->cache, &t->r[2]);
+    assert_true(t->r[2].mapped);
+    assert_int_equal(n_files(t->cache), 2);
+    assert_true(there(&t->r[0]) != there(&t->r[1]));
+    unsetenv("QW_CACHE_MAX");
+    return there(&t->r[0]);
+}
+
+static void poke_version(const result *r, uint32_t version)
+{
+    int fd = open(r->cache_path, O_WRONLY);
+    assert_true(fd >= 0);
+    assert_int_equal(pwrite(fd, &version, sizeof version, VERSION_AT), sizeof version);
+    close(fd);
+}
+
+static void test_who_goes(void **state)
+{
+    (void)state;
+    enum { HOUR = 3600 };
+    static const int64_t first_older[2] = {3 * HOUR, 2 * HOUR}, first_newer[2] = {2 * HOUR, 3 * HOUR};
+    three *t = calloc(1, sizeof *t);
+    result r;
+    make_three(t, first_older);
+    assert_false(third_leaves_first(t));
+    make_three(t, first_newer);
+    assert_true(third_leaves_first(t));
+    make_three(t, first_older); /* using it counts */
+    compute_well(t->model[0], t->cache, &r);
+    assert_true(r.mapped);
+    assert_in_range(stat_of(r.cache_path).st_mtim.tv_sec, time(NULL) - 60, time(NULL) + 1);
+    assert_true(third_leaves_first(t));
+    make_three(t, first_newer); /* a layout that this version does not read any more */
+    poke_version(&t->r[0], 1);
+    set_age(&t->r[0], HOUR);
+    assert_false(third_leaves_first(t));
+    make_three(t, first_newer); /* of a later version: somebody may have it */
+    poke_version(&t->r[0], 1000);
+    set_age(&t->r[0], HOUR);
+    assert_true(third_leaves_first(t));
+    make_three(t, first_newer); /* its model is gone */
+    assert_int_equal(unlink(t->model[0]), 0);
+    assert_false(third_leaves_first(t));
+    make_three(t, first_newer); /* its model is another one */
+    copy_of(Q4KM, t->model[0]);
+    assert_false(third_leaves_first(t));
+    make_three(t, first_newer); /* its model cannot be reached, which does not mean that it is gone */
+    char aside[700];
+    snprintf(aside, sizeof aside, "%s.aside", t->model[0]);
+    assert_int_equal(rename(t->model[0], aside), 0);
+    assert_int_equal(symlink(t->model[0], t->model[0]), 0);
+    assert_true(third_leaves_first(t));
+    make_three(t, first_newer); /* a damaged one makes way for itself */
+    flip(t->r[0].cache_path, HEADER_BYTES - 1, 0);
+    compute_well(t->model[0], t->cache, &r);
+    assert_true(r.mapped && there(&t->r[1]));
+    unsetenv("QW_CACHE_MAX");
+    free(t);
+}
+
+/* Waits until a process stands before a lock that another one has. */
+static void wait_for_blocked(pid_t pid)
+{
+    for (int i = 0; i < 10000; i++) {
+        char line[256], want[32];
+        bool blocked = false;
+        FILE *f = fopen("/proc/locks", "re");
+        assert_non_null(f);
+        snprintf(want, sizeof want, " %d ", (int)pid);
+        while (fgets(line, sizeof line, f)) blocked |= strstr(line, "-> FLOCK") && strstr(line, want);
+        fclose(f);
+        if (blocked) return;
+        usleep(1000);
+    }
+    fail_msg("process %d waits for no lock", (int)pid);
+}
+
+/* Who waited for the folder while another process made the same side file takes that one. */
+static void test_made_meanwhile(void **state)
+{
+    (void)state;
+    result made, r;
+    int lock, status;
+    const char *cache = new_cache();
+    char aside[4200];
+    compute_well(Q4KM, cache, &made);
+    snprintf(aside, sizeof aside, "%s/aside", cache);
+    assert_int_equal(rename(made.cache_path, aside), 0);
+    struct stat st = stat_of(aside);
+    assert_int_equal(qw_side_lock(cache, &lock, NULL), QW_OK);
+    fflush(stdout);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        qw_side_unlock(lock); /* our copy; the parent still has it */
+        bool ok = compute(Q4KM, cache, 1, &r) == QW_OK && r.mapped;
+        _exit(ok && memcmp(r.logits, made.logits, made.n_vocab * sizeof(float)) == 0 ? 0 : 1);
+    }
+    wait_for_blocked(pid);
+    assert_int_equal(rename(aside, made.cache_path), 0);
+    qw_side_unlock(lock);
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    assert_false(is_new(made.cache_path, &st));
+}
+
+/* Processes that start different models in room for one, while another removes what it may: all are right, what is
+ * mapped stays readable, and the bound holds. */
+static void test_bound_at_once(void **state)
+{
+    (void)state;
+    enum { N = 3, ROUNDS = 12 };
+    static const char *const models[2] = {Q4KM, MIX};
+    result good[2], r;
+    pid_t pids[N], remover;
+    const char *cache = new_cache();
+    for (int m = 0; m < 2; m++) compute_well(models[m], NULL, &good[m]);
+    compute_well(Q4KM, cache, &r);
+    allow(&r, 1);
+    uint64_t most = (uint64_t)stat_of(r.cache_path).st_size + 1000;
+    fflush(stdout);
+    for (int i = 0; i < N; i++) {
+        pids[i] = fork();
+        assert_true(pids[i] >= 0);
+        if (pids[i] > 0) continue;
+        bool ok = true;
+        for (int round = 0; round < ROUNDS && ok; round++) {
+            int m = (round + i) % 2;
+            ok = compute(models[m], cache, 1, &r) == QW_OK && r.mapped == (r.note[0] == 0);
+            ok = ok && memcmp(r.logits, good[m].logits, good[m].n_vocab * sizeof(float)) == 0;
+        }
+        _exit(ok ? 0 : 1);
+    }
+    remover = fork();
+    assert_true(remover >= 0);
+    if (remover == 0) prctl(PR_SET_PDEATHSIG, SIGKILL);
+    while (remover == 0) {
+        int lock;
+        qw_side_file *files;
+        size_t n;
+        uint64_t bytes = 0;
+        if (qw_side_lock(cache, &lock, NULL) != QW_OK || qw_side_list(cache, &files, &n, NULL) != QW_OK) _exit(1);
+        for (size_t i = 0; i < n; i++) bytes += files[i].bytes;
+        if (bytes > most) _exit(1);
+        for (size_t i = 0; i < n; i++) qw_side_remove_unused(cache, files[i].name);
+        free(files);
+        qw_side_unlock(lock);
+        usleep(3000);
+    }
+    for (int i = 0; i < N; i++) {
+        int status;
+        assert_int_equal(waitpid(pids[i], &status, 0), pids[i]);
+        assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+    }
+    assert_int_equal(waitpid(remover, NULL, WNOHANG), 0); /* it found nothing wrong so far */
+    end(remover);
+    compute_well(MIX, cache, &r);
+    assert_true(r.mapped);
+    assert_true(folder_bytes(cache) <= most);
+    assert_int_equal(n_files(cache), 1);
+    unsetenv("QW_CACHE_MAX");
+}
+
+/* ---- memory ----------------------------------------------------------------------------------- */
+
+enum { BIG_HIDDEN = 256, BIG_FFN = 65536, BIG_MATRIX_BYTES = BIG_HIDDEN * BIG_FFN / 32 * 34 };
+
+/* A model of one layer with three large Q8_0 matrices, 53 MB: packing goes through several pieces. */
+static void make_big(const char *path)
+{
+    static const struct {
+        const char *name;
+        uint64_t k, rows; /* rows 0: float32 [k] */
+    } tensors[] = {
+        {"token_embd.weight", BIG_HIDDEN, 512},        {"blk.0.attn_norm.weight", BIG_HIDDEN, 0},
+        {"blk.0.attn_q.weight", BIG_HIDDEN, 256},      {"blk.0.attn_q.bias", 256, 0},
+        {"blk.0.attn_k.weight", BIG_HIDDEN, 64},       {"blk.0.attn_k.bias", 64, 0},
+        {"blk.0.attn_v.weight", BIG_HIDDEN, 64},       {"blk.0.attn_v.bias", 64, 0},
+        {"blk.0.attn_output.weight", 256, BIG_HIDDEN}, {"blk.0.ffn_norm.weight", BIG_HIDDEN, 0},
+        {"blk.0.ffn_gate.weight", BIG_HIDDEN, BIG_FFN}, {"blk.0.ffn_up.weight", BIG_HIDDEN, BIG_FFN},
+        {"blk.0.ffn_down.weight", BIG_FFN, BIG_HIDDEN}, {"output_norm.weight", BIG_HIDDEN, 0},
+    };
+    enum { N = sizeof tensors / sizeof *tensors };
+    gw w = {0};
+    uint64_t offset = 0;
+    gw_header(&w, 3, N, 9);
+    gw_kv_str(&w, "general.architecture", "qwen2");
+    gw_kv_u32(&w, "qwen2.block_count", 1);
+    gw_kv_u32(&w, "qwen2.context_length", 128);
+    gw_kv_u32(&w, "qwen2.embedding_length", BIG_HIDDEN);
+    gw_kv_u32(&w, "qwen2.feed_forward_length", BIG_FFN);
+    gw_kv_u32(&w, "qwen2.attention.head_count", 4);
+    gw_kv_u32(&w, "qwen2.attention.head_count_kv", 1);
+    gw_kv_f32(&w, "qwen2.rope.freq_base", 1e6f);
+    gw_kv_f32(&w, "qwen2.attention.layer_norm_rms_epsilon", 1e-6f);
+    for (size_t i = 0; i < N; i++) {
+        uint32_t type = tensors[i].rows ? QW_TYPE_Q8_0 : QW_TYPE_F32;
+        gw_info(&w, tensors[i].name, tensors[i].k, tensors[i].rows, type, offset);
+        offset += tensors[i].rows ? tensors[i].rows * tensors[i].k / 32 * 34 : tensors[i].k * 4;
+        offset = (offset + 31) / 32 * 32;
+    }
+    gw_pad(&w, 32);
+    gw_save(&w, path);
+    gw_free(&w);
+    FILE *f = fopen(path, "ab");
+    assert_non_null(f);
+    uint32_t words[1 << 14], x = 1;
+    for (uint64_t at = 0; at < offset; at += sizeof words) {
+        for (size_t i = 0; i < sizeof words / sizeof *words; i++) words[i] = x = x * 1664525 + 1013904223;
+        size_t n = offset - at < sizeof words ? (size_t)(offset - at) : sizeof words;
+        assert_int_equal(fwrite(words, 1, n, f), n);
+    }
+    assert_int_equal(fclose(f), 0);
+}
+
+/* Most memory that this process ever had, bytes. */
+static uint64_t peak_bytes(void)
+{
+    char line[256];
+    unsigned long long kb = 0;
+    FILE *f = fopen("/proc/self/status", "re");
+    while (f && fgets(line, sizeof line, f)) sscanf(line, "VmHWM: %llu", &kb);
+    if (f) fclose(f);
+    return kb << 10;
+}
+
+static void check_packed(void *ctx, qw_weight *w)
+{
+    bool *ok = ctx;
+    uint8_t *group = NULL;
+    qw_pack pack = qw_pack_of(w->type);
+    size_t group_bytes = qw_pack_group_bytes(pack, w->k);
+    *ok = *ok && w->packed && qw_alloc_aligned(&group, group_bytes, "group", NULL) == QW_OK;
+    for (size_t row = 0; *ok && row < w->rows; row += QW_GROUP_ROWS) {
+        qw_pack_group(pack, w->data + row * w->row_bytes, w->row_bytes, QW_GROUP_ROWS, w->k, group);
+        const uint8_t *got = (const uint8_t *)w->packed + row / QW_GROUP_ROWS * group_bytes;
+        *ok = memcmp(got, group, group_bytes) == 0;
+    }
+    qw_free_aligned(group, group_bytes);
+}
+
+/* Packs the big model in a process of its own. Its memory must not grow by more than share of the packed bytes, and
+ * every group must be where it belongs, also where one lies across two pieces. */
+static void assert_peak(const char *model, const char *cache, double share)
+{
+    fflush(stdout);
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        qw_gguf *file;
+        qw_net *net;
+        qw_pool *pool;
+        qw_weights *weights;
+        if (qw_gguf_open(model, &file, NULL) != QW_OK || qw_net_open(file, &net, NULL) != QW_OK ||
+            qw_pool_create(2, &pool, NULL) != QW_OK)
+            _exit(1);
+        uint64_t before = peak_bytes();
+        bool ok = before > 0 && qw_weights_create(net, cache, pool, &weights, NULL) == QW_OK &&
+                  qw_weights_mapped(weights) == (cache != NULL);
+        double grown = (double)(peak_bytes() - before), packed = (double)qw_weights_packed_bytes(net);
+        if (grown > share * packed) {
+            printf("memory grew by %.1f MB for %.1f MB of packed weights\n", grown / 1e6, packed / 1e6);
+            ok = false;
+        }
+        qw_net_each_weight(net, check_packed, &ok);
+        fflush(stdout);
+        _exit(ok ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
+/* The model file and its packed copy are never in our memory together: a side file takes a buffer, no more. */
+static void test_peak(void **state)
+{
+    (void)state;
+    const char *model = temp_path("big.gguf"), *cache = new_cache();
+    make_big(model);
+    assert_peak(model, NULL, 1.5);
+    assert_peak(model, cache, 0.75);
+    assert_peak(model, cache, 0.1); /* made: a start reads nothing but its header */
+}
+
 /* A side file that is replaced while it is mapped does not disturb who has it; one that shrinks is noticed. */
 static void test_shrinks(void **state)
 {
@@ -520,7 +966,11 @@ int main(void)
         cmocka_unit_test(test_model_replaced),   cmocka_unit_test(test_verify),
         cmocka_unit_test(test_no_place),         cmocka_unit_test(test_no_room),
         cmocka_unit_test(test_orphans),          cmocka_unit_test(test_at_once),
-        cmocka_unit_test(test_shrinks),
+        cmocka_unit_test(test_shrinks),          cmocka_unit_test(test_bound),
+        cmocka_unit_test(test_bound_of_zero),    cmocka_unit_test(test_who_goes),
+        cmocka_unit_test(test_made_meanwhile),   cmocka_unit_test(test_bound_at_once),
+        cmocka_unit_test(test_peak),
     };
+    unsetenv("QW_CACHE_MAX"); /* tests set it */
     return cmocka_run_group_tests(tests, temp_dir_setup, temp_dir_teardown);
 }

@@ -28,14 +28,22 @@ typedef struct qw_weight {
     const void *packed;  /* [ceil(rows / 16)] groups of qw_pack_group_bytes(); borrows */
 } qw_weight;
 
-/* One product of a group that shares its input: out[r, :] = W x[r, :] + bias. */
+/* One product of a group that shares its input: out[r, :] = W x[r, :] + bias, or out[r, :] += W x[r, :]. */
 typedef struct qw_linear {
     const qw_weight *w;
     const float *bias; /* [rows] or NULL */
     float *out;        /* [n_rows, ld], ld >= rows */
     size_t ld;
+    bool add;
     bool fine;         /* activations to 16 bits instead of 8: twice the columns. For few rows only */
 } qw_linear;
+
+/* A gated feed-forward block; gate_out, up_out [n_rows, ffn] are scratch that a device may use. */
+typedef struct qw_swiglu {
+    const qw_weight *gate, *up; /* [ffn, hidden] */
+    const qw_weight *down;      /* [hidden, ffn] */
+    float *gate_out, *up_out;
+} qw_swiglu;
 
 /* Where one row of a batch stands in its sequence's keys and values. */
 typedef struct qw_kv_row {
@@ -78,11 +86,12 @@ typedef struct qw_backend_ops {
     void (*rms_norm)(qw_backend *be, const float *x, const float *w, size_t n_rows, size_t k, size_t ld, float eps,
                      float *out);
     /* n_products products of one input x [n_rows, ld_x]; all fine or none, and fine ones with at most half the rows
-     * of a full batch. */
+     * of a full batch and without add. */
     void (*linear)(qw_backend *be, const float *x, size_t ld_x, size_t n_rows, const qw_linear *products,
                    size_t n_products);
-    /* x[r] += y[r]. */
-    void (*add)(qw_backend *be, float *x, const float *y, size_t n_rows, size_t k, size_t ld);
+    /* x[r] += Wdown (silu(Wgate n[r]) * Wup n[r]); n [n_rows, ld_n], x [n_rows, ld_x]. */
+    void (*swiglu)(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_swiglu *w, float *x,
+                   size_t ld_x);
     /* gate[r] = silu(gate[r]) * up[r]. */
     void (*silu_mul)(qw_backend *be, float *gate, const float *up, size_t n_rows, size_t k, size_t ld);
     /* Rotates n_heads heads of head_dim in each row in place; cos, sin [n_rows, head_dim / 2]. */

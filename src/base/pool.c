@@ -68,14 +68,20 @@ static inline void pause_cpu(void)
 #endif
 }
 
-/* Takes chunks until none is left. */
+/* Takes items until none is left: at first many at a time, which keeps a stream of memory whole, then fewer, so that
+ * the threads end together; never less than a chunk. */
 static void work(qw_pool *p, int thread)
 {
-    for (;;) {
-        int64_t begin = atomic_fetch_add_explicit(&p->next, p->chunk, memory_order_relaxed);
-        if (begin >= p->n_items) return;
-        int64_t left = p->n_items - begin;
-        p->fn(p->ctx, begin, begin + (left < p->chunk ? left : p->chunk), thread);
+    int64_t begin = atomic_load_explicit(&p->next, memory_order_relaxed);
+    while (begin < p->n_items) {
+        int64_t left = p->n_items - begin, n = left / (2 * p->n_threads);
+        if (n < p->chunk) n = p->chunk;
+        if (n > left) n = left;
+        if (atomic_compare_exchange_weak_explicit(&p->next, &begin, begin + n, memory_order_relaxed,
+                                                  memory_order_relaxed)) {
+            p->fn(p->ctx, begin, begin + n, thread);
+            begin = atomic_load_explicit(&p->next, memory_order_relaxed);
+        }
     }
 }
 
@@ -195,8 +201,7 @@ void qw_pool_run(qw_pool *p, int64_t n_items, int64_t chunk, qw_pool_fn *fn, voi
     QW_ASSERT(chunk >= 1);
     if (n_items <= 0) return;
     if (p->n_started == 0 || n_items <= chunk) {
-        for (int64_t i = 0; i < n_items; i += chunk)
-            fn(ctx, i, n_items - i < chunk ? n_items : i + chunk, 0);
+        fn(ctx, 0, n_items, 0);
         return;
     }
     uint32_t s = atomic_load_explicit(&p->state, memory_order_relaxed);

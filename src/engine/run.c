@@ -102,7 +102,8 @@ static qw_status forward(answer *a, const int32_t *tokens, uint32_t n, bool want
     qw_row rows[QW_BATCH_ROWS];
     QW_TRY(qw_seq_reserve(e->seq, e->seq->n_tokens + n, &a->err));
     for (uint32_t i = 0; i < n; i++) {
-        rows[i] = (qw_row){.seq = e->seq, .pos = e->seq->n_tokens + i, .token = tokens[i]};
+        rows[i] = (qw_row){.seq = e->seq, .pos = e->seq->n_tokens + i, .token = tokens[i],
+                            .silent = !want_logits || i + 1 < n};
     }
     qw_forward(e->rt.pass, rows, n);
     if (want_logits) {

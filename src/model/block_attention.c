@@ -28,19 +28,25 @@ static void attention_forward(qw_pass *p, const qw_layer *l, uint32_t il)
     size_t q = (size_t)hp->n_heads * hp->head_dim, kv = (size_t)hp->n_kv_heads * hp->head_dim;
 
     ops->rms_norm(p->be, p->x, l->attn.norm, n, h, h, hp->rms_eps, p->normed);
-    qw_linear qkv[] = {
-        {.w = &l->attn.q, .bias = l->attn.bq, .out = p->q, .ld = q},
+    qw_linear kvq[] = {
         {.w = &l->attn.k, .bias = l->attn.bk, .out = p->k, .ld = kv},
         {.w = &l->attn.v, .bias = l->attn.bv, .out = p->v, .ld = kv},
+        {.w = &l->attn.q, .bias = l->attn.bq, .out = p->q, .ld = q},
     };
-    ops->linear(p->be, p->normed, h, n, qkv, 3);
-    ops->rope(p->be, p->q, n, q, hp->n_heads, hp->head_dim, p->cos, p->sin);
+    bool last = il + 1 == hp->n_layers;
+    ops->linear(p->be, p->normed, h, n, kvq, last ? 2 : 3);
     ops->rope(p->be, p->k, n, kv, hp->n_kv_heads, hp->head_dim, p->cos, p->sin);
     ops->kv_store(p->be, &p->kv, il, p->kv_rows, n, p->k, p->v, kv);
+    if (last) { /* only rows whose logits are asked for go on */
+        qw_pass_drop_silent(p);
+        n = p->n_rows;
+        if (n == 0) return;
+        ops->linear(p->be, p->normed, h, n, &kvq[2], 1);
+    }
+    ops->rope(p->be, p->q, n, q, hp->n_heads, hp->head_dim, p->cos, p->sin);
     ops->attention(p->be, &p->kv, il, p->kv_rows, n, p->q, p->q, q);
-    qw_linear out = {.w = &l->attn.o, .out = p->normed, .ld = h};
+    qw_linear out = {.w = &l->attn.o, .out = p->x, .ld = h, .add = true};
     ops->linear(p->be, p->q, q, n, &out, 1);
-    ops->add(p->be, p->x, p->normed, n, h, h);
 }
 
 const qw_block qw_block_attention = {.name = "attention", .bind = attention_bind, .forward = attention_forward};

@@ -19,18 +19,12 @@ static void swiglu_forward(qw_pass *p, const qw_layer *l, uint32_t il)
     (void)il;
     const qw_hparams *hp = &p->net->hp;
     const qw_backend_ops *ops = p->be->ops;
-    size_t n = p->n_rows, h = hp->hidden, f = hp->ffn;
+    size_t n = p->n_rows, h = hp->hidden;
 
     ops->rms_norm(p->be, p->x, l->swiglu.norm, n, h, h, hp->rms_eps, p->normed);
-    qw_linear gate_up[] = {
-        {.w = &l->swiglu.gate, .out = p->gate, .ld = f},
-        {.w = &l->swiglu.up, .out = p->up, .ld = f},
-    };
-    ops->linear(p->be, p->normed, h, n, gate_up, 2);
-    ops->silu_mul(p->be, p->gate, p->up, n, f, f);
-    qw_linear down = {.w = &l->swiglu.down, .out = p->normed, .ld = h};
-    ops->linear(p->be, p->gate, f, n, &down, 1);
-    ops->add(p->be, p->x, p->normed, n, h, h);
+    qw_swiglu w = {.gate = &l->swiglu.gate, .up = &l->swiglu.up, .down = &l->swiglu.down, .gate_out = p->gate,
+                   .up_out = p->up};
+    ops->swiglu(p->be, p->normed, h, n, &w, p->x, h);
 }
 
 const qw_block qw_block_swiglu = {.name = "swiglu", .bind = swiglu_bind, .forward = swiglu_forward};

@@ -50,7 +50,7 @@ static size_t divide(qw_pass *p, const qw_hparams *hp, size_t n)
 size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max)
 {
     qw_pass measure = {0};
-    return divide(&measure, &net->hp, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t));
+    return divide(&measure, &net->hp, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) + sizeof(uint32_t));
 }
 
 /* theta^(-2i/d), rounded to float32 at the steps where the official implementation rounds
@@ -76,6 +76,7 @@ qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_
     p->n_rows_max = n_rows_max;
     QW_ASSERT(n_rows_max >= 2); /* the head takes half a batch at a time */
     QW_TRY_GOTO(qw_alloc(&p->kv_rows, n_rows_max, sizeof *p->kv_rows, "batch rows", err));
+    QW_TRY_GOTO(qw_alloc(&p->slot, n_rows_max, sizeof *p->slot, "batch rows", err));
     QW_TRY_GOTO(qw_alloc(&p->tokens, n_rows_max, sizeof *p->tokens, "batch tokens", err));
     p->arena_bytes = divide(p, &net->hp, n_rows_max);
     QW_TRY_GOTO(qw_alloc_aligned(&p->arena, p->arena_bytes, "activations", err));
@@ -94,6 +95,7 @@ void qw_pass_destroy(qw_pass *p)
     if (p->arena) qw_free_aligned(p->arena, p->arena_bytes);
     free(p->kv_rows);
     free(p->tokens);
+    free(p->slot);
     free(p);
 }
 
@@ -111,12 +113,31 @@ static void fill_rope(qw_pass *p, const qw_row *rows)
     }
 }
 
+void qw_pass_drop_silent(qw_pass *p)
+{
+    size_t h = p->net->hp.hidden, half = p->net->hp.head_dim / 2, n = 0;
+    for (size_t r = 0; r < p->n_batch; r++) {
+        if (p->slot[r] == QW_SILENT) continue;
+        if (n < r) {
+            memcpy(p->x + n * h, p->x + r * h, h * sizeof *p->x);
+            memcpy(p->normed + n * h, p->normed + r * h, h * sizeof *p->normed);
+            memcpy(p->cos + n * half, p->cos + r * half, half * sizeof *p->cos);
+            memcpy(p->sin + n * half, p->sin + r * half, half * sizeof *p->sin);
+            p->kv_rows[n] = p->kv_rows[r];
+        }
+        n++;
+    }
+    p->n_rows = n;
+}
+
 void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
 {
     const qw_net *net = p->net;
     QW_ASSERT(n_rows >= 1 && n_rows <= p->n_rows_max);
-    p->n_rows = n_rows;
+    p->n_rows = p->n_batch = n_rows;
+    uint32_t n_asked = 0;
     for (size_t r = 0; r < n_rows; r++) {
+        p->slot[r] = rows[r].silent ? QW_SILENT : n_asked++;
         QW_ASSERT(rows[r].token >= 0 && (uint32_t)rows[r].token < net->hp.n_vocab);
         QW_ASSERT(rows[r].pos / QW_KV_TILE < rows[r].seq->n_pages);
         p->tokens[r] = rows[r].token;
@@ -127,6 +148,7 @@ void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
     for (uint32_t il = 0; il < net->hp.n_layers; il++) {
         const qw_layer *layer = &net->layers[il];
         layer->mixer->forward(p, layer, il);
+        if (p->n_rows == 0) return; /* the last layer, and nobody asks */
         layer->ffn->forward(p, layer, il);
     }
 }
@@ -138,8 +160,8 @@ void qw_pass_logits(qw_pass *p, const uint32_t *rows, size_t n, float *out, size
     QW_ASSERT(n <= p->n_rows_max);
     if (n == 0) return;
     for (size_t i = 0; i < n; i++) {
-        QW_ASSERT(rows[i] < p->n_rows);
-        p->be->ops->rms_norm(p->be, p->x + rows[i] * h, net->output_norm, 1, h, h, net->hp.rms_eps,
+        QW_ASSERT(rows[i] < p->n_batch && p->slot[rows[i]] != QW_SILENT);
+        p->be->ops->rms_norm(p->be, p->x + p->slot[rows[i]] * h, net->output_norm, 1, h, h, net->hp.rms_eps,
                              p->normed + i * h);
     }
     /* The head decides between near-equal tokens and is read once for few rows: its activations get 16 bits, which

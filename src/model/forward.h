@@ -1,8 +1,8 @@
 /* forward.h: the one forward pass, for prefill, decode and any batch of (sequence, position) rows.
  *
  * A qw_pass is the scratch of one batch on one backend, sized at create; nothing allocates afterwards.
- * qw_forward fills pass->x with the last hidden states of all rows and writes their keys and values into the
- * sequences; qw_pass_logits turns asked rows into logits. A row's bits depend on its own sequence's tokens
+ * qw_forward fills pass->x with the last hidden states of the rows that are not silent and writes the keys and values
+ * of all into the sequences; qw_pass_logits turns asked rows into logits. A row's bits depend on its own sequence's tokens
  * and nothing else: not on other rows, not on how a prompt was cut, not on the number of threads.
  * Engine thread only.
  */
@@ -16,13 +16,18 @@ typedef struct qw_row {
     qw_seq *seq;   /* reserved up to pos */
     uint32_t pos;  /* positions of a sequence come in order: all before are computed or earlier in the batch */
     int32_t token; /* 0 <= token < n_vocab */
+    bool silent;   /* its logits will not be asked for: the last layer ends with its keys and values */
 } qw_row;
+
+#define QW_SILENT UINT32_MAX
 
 struct qw_pass {
     const qw_net *net;
     qw_backend *be;
     qw_kv_shape kv;
-    size_t n_rows_max, n_rows;
+    size_t n_rows_max, n_rows; /* n_rows: of the batch; in the last layer, of those not silent */
+    size_t n_batch;
+    uint32_t *slot;      /* [n_batch] row of x after the pass, or QW_SILENT */
     qw_kv_row *kv_rows;  /* [n_rows_max] */
     int32_t *tokens;     /* [n_rows_max] */
     float *x;            /* [n_rows, hidden]: the residual stream */
@@ -48,7 +53,10 @@ void qw_pass_destroy(qw_pass *pass);
 
 /* 1 <= n_rows <= n_rows_max. Advances no sequence: the caller does, with qw_seq_advance. */
 void qw_forward(qw_pass *pass, const qw_row *rows, size_t n_rows);
-/* Logits of rows[i] of the last qw_forward: out[i * ld + token], i < n <= n_rows_max, ld >= n_vocab. May be
+/* Drops the silent rows from x, normed and what belongs to them; for the last layer's block, once its keys and values
+ * are stored. n_rows may become 0. */
+void qw_pass_drop_silent(qw_pass *pass);
+/* Logits of rows[i], not silent, of the last qw_forward: out[i * ld + token], i < n <= n_rows_max, ld >= n_vocab. May be
  * called once per pass for any subset; overwrites scratch that forward no longer needs. */
 void qw_pass_logits(qw_pass *pass, const uint32_t *rows, size_t n, float *out, size_t ld);
 

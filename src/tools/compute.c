@@ -50,7 +50,8 @@ qw_status qw_compute_tokens(qw_compute *c, qw_seq *seq, const int32_t *tokens, s
         size_t n_rows = n - first < QW_COMPUTE_ROWS ? n - first : QW_COMPUTE_ROWS;
         QW_TRY(qw_seq_reserve(seq, seq->n_tokens + (uint32_t)n_rows, err));
         for (size_t r = 0; r < n_rows; r++) {
-            rows[r] = (qw_row){.seq = seq, .pos = seq->n_tokens + (uint32_t)r, .token = tokens[first + r]};
+            rows[r] = (qw_row){.seq = seq, .pos = seq->n_tokens + (uint32_t)r, .token = tokens[first + r],
+                               .silent = !each && first + r + 1 < n};
         }
         qw_forward(c->rt.pass, rows, n_rows);
         qw_seq_advance(seq, tokens + first, (uint32_t)n_rows);

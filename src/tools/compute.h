@@ -30,8 +30,8 @@ qw_status qw_compute_open(const qw_compute_options *options, qw_compute *out, qw
 void qw_compute_close(qw_compute *c); /* after its sequences were released; a zeroed one is fine */
 
 /* Appends n tokens (each checked against the vocabulary) to a sequence, in passes of QW_COMPUTE_ROWS. After each
- * pass `each` is called, unless NULL, with the index of the pass's first token and its number of rows; it may call
- * qw_pass_logits. */
+ * pass `each` is called, unless NULL, with the index of the pass's first token and its number of rows; it may ask
+ * for all of their logits. Without it only those of the last token can be asked for, when all is done. */
 typedef qw_status qw_compute_fn(void *ctx, qw_compute *c, size_t first, size_t n_rows, qw_err *err);
 qw_status qw_compute_tokens(qw_compute *c, qw_seq *seq, const int32_t *tokens, size_t n, qw_compute_fn *each,
                             void *ctx, qw_err *err) QW_MUST_CHECK;

@@ -531,7 +531,7 @@ static void test_foreign_fault_reaches_earlier_handler(void **state)
 typedef struct counts {
     _Atomic int hits[1000];
     _Atomic int wrong;
-    int64_t chunk;
+    int64_t chunk, n_items;
     int n_threads;
     _Atomic int busy[8]; /* a thread index is used by one thread at a time */
 } counts;
@@ -539,7 +539,8 @@ typedef struct counts {
 static void count_items(void *ctx, int64_t begin, int64_t end, int thread)
 {
     counts *c = ctx;
-    if (end <= begin || end - begin > c->chunk || thread < 0 || thread >= c->n_threads ||
+    bool too_few = end - begin < c->chunk && end != c->n_items;
+    if (end <= begin || end > c->n_items || too_few || thread < 0 || thread >= c->n_threads ||
         atomic_fetch_add(&c->busy[thread], 1) != 0)
         atomic_fetch_add(&c->wrong, 1);
     for (int64_t i = begin; i < end; i++) atomic_fetch_add(&c->hits[i], 1);
@@ -556,7 +557,7 @@ static void test_pool_every_item_once(void **state)
         assert_int_equal(qw_pool_threads(pool), t);
         for (size_t a = 0; a < sizeof ns / sizeof ns[0]; a++) {
             for (size_t b = 0; b < sizeof chunks / sizeof chunks[0]; b++) {
-                counts c = {.chunk = chunks[b], .n_threads = t};
+                counts c = {.chunk = chunks[b], .n_items = ns[a], .n_threads = t};
                 for (int rep = 1; rep <= 20; rep++) {
                     qw_pool_run(pool, ns[a], chunks[b], count_items, &c);
                     for (int64_t i = 0; i < 1000; i++)

@@ -3,7 +3,7 @@
  * Runs from the repository's root on the committed tiny models, in default and in exact mode, on 1, 2 and 3
  * threads: one pass over the whole prompt is the reference; every cut into two pieces, token by token, random
  * pieces, and batches shared with other sequences must agree bit for bit. The state of sequences (fork, copy on
- * write, truncate, page limits) is tested with the same yardstick.
+ * write, truncate, page limits) is tested with the same yardstick. --isa LEVEL: as a processor of that level.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -14,6 +14,7 @@
 
 #include <cmocka.h>
 
+#include "isa_cap.h"
 #include "model/runtime.h"
 #include "model/weights.h"
 
@@ -79,7 +80,7 @@ static void append(fixture *f, qw_seq *seq, const int32_t *tokens, uint32_t n, f
     uint32_t all[N], first = seq->n_tokens;
     assert_int_equal(qw_seq_reserve(seq, first + n, NULL), QW_OK);
     for (uint32_t i = 0; i < n; i++) {
-        rows[i] = (qw_row){.seq = seq, .pos = first + i, .token = tokens[first + i]};
+        rows[i] = (qw_row){.seq = seq, .pos = first + i, .token = tokens[first + i], .silent = !logits};
         all[i] = i;
     }
     qw_forward(f->rt.pass, rows, n);
@@ -156,7 +157,8 @@ static void beside_others(fixture *f)
                     rows[n_rows++] = (qw_row){.seq = seqs[0], .pos = mine, .token = f->tokens[mine]};
                     mine++;
                 } else if (at[s] < seqs[s]->n_tokens + 12 && at[s] < 250) {
-                    rows[n_rows++] = (qw_row){.seq = seqs[s], .pos = at[s]++, .token = (int32_t)rng((uint32_t)f->n_vocab)};
+                    rows[n_rows++] = (qw_row){.seq = seqs[s], .pos = at[s]++, .token = (int32_t)rng((uint32_t)f->n_vocab),
+                                              .silent = rng(2) == 0};
                 }
             }
             qw_forward(f->rt.pass, rows, n_rows);
@@ -166,6 +168,29 @@ static void beside_others(fixture *f)
         for (int s = 0; s < SEQS; s++) qw_seq_release(seqs[s]);
         check_bits(f, "beside other sequences");
     }
+}
+
+/* Rows that nobody asks are dropped in the last layer; the others, in any pattern, get the same bits. */
+static void some_silent(fixture *f)
+{
+    for (int round = 0; round < 10; round++) {
+        qw_seq *seq = new_seq(f);
+        qw_row rows[N];
+        uint32_t asked[N], n_asked = 0;
+        float *logits = f->logits + (size_t)(N - 1) * f->n_vocab; /* of one row at a time */
+        assert_int_equal(qw_seq_reserve(seq, N, NULL), QW_OK);
+        for (uint32_t i = 0; i < N; i++) {
+            rows[i] = (qw_row){.seq = seq, .pos = i, .token = f->tokens[i], .silent = rng(4) > 0};
+            if (!rows[i].silent) asked[n_asked++] = i;
+        }
+        qw_forward(f->rt.pass, rows, N);
+        for (uint32_t i = 0; i < n_asked; i++) {
+            qw_pass_logits(f->rt.pass, &asked[i], 1, logits, f->n_vocab);
+            assert_memory_equal(logits, f->reference + asked[i] * f->n_vocab, f->n_vocab * sizeof(float));
+        }
+        qw_seq_release(seq);
+    }
+    memset(f->logits, 0, N * f->n_vocab * sizeof(float));
 }
 
 /* A fork goes its own way and the original is not disturbed; truncating and computing again gives the same. */
@@ -197,6 +222,7 @@ static void run_model(const char *path, bool exact, int n_threads)
     token_by_token(&f);
     random_pieces(&f);
     beside_others(&f);
+    some_silent(&f);
     fork_and_truncate(&f);
     if (n_threads == 2) every_cut_in_two(&f);
     close_fixture(&f);
@@ -287,7 +313,7 @@ static void test_pages_are_clean(void **state)
     close_fixture(&f);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_float_model),     cmocka_unit_test(test_half_model),
@@ -295,5 +321,6 @@ int main(void)
         cmocka_unit_test(test_exact_mode),      cmocka_unit_test(test_threads_agree),
         cmocka_unit_test(test_pages_run_out),   cmocka_unit_test(test_pages_are_clean),
     };
+    if (!isa_cap_options(argc, argv)) return 2;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -29,7 +29,7 @@ static size_t act_buffer_bytes(const qw_cpu_sizes *s, qw_act act)
 size_t qw_cpu_scratch_bytes(const qw_cpu_sizes *sizes, int n_threads)
 {
     size_t bytes = thread_scratch_bytes(sizes) * (size_t)n_threads;
-    for (int a = 0; a < QW_ACT_COUNT; a++) bytes += act_buffer_bytes(sizes, (qw_act)a);
+    for (int a = 0; a < QW_ACT_COUNT; a++) bytes += 2 * act_buffer_bytes(sizes, (qw_act)a);
     return bytes;
 }
 
@@ -90,19 +90,6 @@ static void cpu_rms_norm(qw_backend *be, const float *x, const float *w, size_t 
     run_rows((qw_cpu *)be, n_rows, norm_rows, &args);
 }
 
-static void add_rows(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    row_args *a = ctx;
-    for (int64_t r = begin; r < end; r++) a->kernels->add(a->x + (size_t)r * a->ld, a->y + (size_t)r * a->ld, a->k);
-}
-
-static void cpu_add(qw_backend *be, float *x, const float *y, size_t n_rows, size_t k, size_t ld)
-{
-    row_args args = {.x = x, .y = y, .k = k, .ld = ld};
-    run_rows((qw_cpu *)be, n_rows, add_rows, &args);
-}
-
 static void silu_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
@@ -146,7 +133,10 @@ static void cpu_destroy(qw_backend *be)
 {
     qw_cpu *cpu = (qw_cpu *)be;
     if (!cpu) return;
-    for (int a = 0; a < QW_ACT_COUNT; a++) qw_free_aligned(cpu->act[a], act_buffer_bytes(&cpu->sizes, (qw_act)a));
+    for (int a = 0; a < QW_ACT_COUNT; a++) {
+        qw_free_aligned(cpu->act[a], act_buffer_bytes(&cpu->sizes, (qw_act)a));
+        qw_free_aligned(cpu->act_gated[a], act_buffer_bytes(&cpu->sizes, (qw_act)a));
+    }
     qw_free_aligned(cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads);
     free(cpu);
 }
@@ -157,7 +147,7 @@ static const qw_backend_ops cpu_ops = {
     .embed = cpu_embed,
     .rms_norm = cpu_rms_norm,
     .linear = qw_cpu_linear,
-    .add = cpu_add,
+    .swiglu = qw_cpu_swiglu,
     .silu_mul = cpu_silu_mul,
     .rope = cpu_rope,
     .kv_store = qw_cpu_kv_store,
@@ -178,6 +168,7 @@ qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw
     cpu->thread_bytes = thread_scratch_bytes(sizes);
     for (int a = 0; a < QW_ACT_COUNT; a++) {
         QW_TRY_GOTO(qw_alloc_aligned(&cpu->act[a], act_buffer_bytes(sizes, (qw_act)a), "activations", err));
+        QW_TRY_GOTO(qw_alloc_aligned(&cpu->act_gated[a], act_buffer_bytes(sizes, (qw_act)a), "activations", err));
     }
     QW_TRY_GOTO(
         qw_alloc_aligned(&cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads, "thread scratch", err));

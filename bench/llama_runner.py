@@ -5,8 +5,8 @@ Use:   PYTHON bench/llama_runner.py -m MODEL -t 2 -p 512               prefill o
        PYTHON bench/llama_runner.py -m MODEL -t 2 -n 64 -d 4096 -s 8   64 tokens for each of 8 streams at depth 4096
        PYTHON bench/llama_runner.py -m MODEL -t 2 --start              one answer token, printed as soon as it is there
 
-PYTHON is the one of the "peer" environment (scripts/venv.py peer). A warm-up run comes first and is not timed, as in
-llama.cpp's own llama-bench. Settings: see scripts/llama_peer.py.
+PYTHON is the one of the "peer" environment (scripts/venv.py peer). A short warm-up (at most 512 tokens, or one step)
+comes first and is not timed, as in `qw bench` and in llama.cpp's own llama-bench. Settings: see scripts/llama_peer.py.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def token_list(n, n_vocab):
 def measure_prefill(peer, n, depth):
     """Seconds for n tokens after depth tokens."""
     tokens = token_list(depth + n, peer.n_vocab)
-    peer.prefill(tokens[:n])
+    peer.prefill(tokens[:min(n, 512)])
     peer.clear()
     if depth:
         peer.prefill(tokens[:depth])

@@ -279,7 +279,7 @@ def check_qw(parts, block, helps, report):
 
 
 def make_targets():
-    return set(re.findall(r"^## (\w+): ", read("Makefile"), re.M))
+    return set(re.findall(r"^## ([\w-]+): ", read("Makefile"), re.M))
 
 
 @functools.lru_cache(None)

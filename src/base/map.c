@@ -123,5 +123,7 @@ void qw_map_will_need(const qw_map *m, size_t offset, size_t bytes)
     if (offset >= m->bytes) return;
     if (bytes > m->bytes - offset) bytes = m->bytes - offset;
     size_t page = (size_t)sysconf(_SC_PAGESIZE), from = offset & ~(page - 1);
-    madvise(m->data + from, bytes + (offset - from), MADV_WILLNEED);
+    bytes += offset - from;
+    madvise(m->data + from, bytes, MADV_HUGEPAGE); /* reads ahead, and maps, 2 MiB at a time where it can */
+    madvise(m->data + from, bytes, MADV_WILLNEED);
 }

@@ -2,7 +2,7 @@
  *
  * A prefill test computes -p tokens and the logits of the last, a decode test -n tokens one after the other with
  * the logits of each, for -s sequences side by side; both at a depth of -d tokens already in the context. Tokens
- * are pseudo-random but fixed: speed does not depend on them. One warm-up, then -r timed runs. Main thread.
+ * are pseudo-random but fixed: speed does not depend on them. A short warm-up, then -r timed runs. Main thread.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,11 +11,24 @@
 #include "base/mem.h"
 #include "cli/cli.h"
 #include "tools/compute.h"
+#include "tools/profile_report.h"
 
 enum { STREAMS_MAX = 64, RUNS_MAX = 1000 };
 
+/* What a step reads and multiplies at least, from the sizes in the file: with the machine's limits it says what speed
+ * is possible. */
+typedef struct work {
+    size_t weight_bytes;   /* matrices of all layers and the head, as stored: a step reads each once */
+    size_t kv_token_bytes; /* keys and values of one position, all layers */
+    size_t layer_macs;     /* matrices of all layers, for one token */
+    size_t silent_macs;    /* the same when nobody asks for its logits: the last layer ends with keys and values */
+    size_t head_macs;      /* the head, for one row of logits */
+} work;
+
 typedef struct bench {
     qw_compute c;
+    qw_backend *profile; /* owns; NULL: not asked for */
+    work work;
     qw_seq *seqs[STREAMS_MAX];
     size_t n_streams;
     int32_t *tokens;  /* [n_tokens_max] */
@@ -39,18 +52,45 @@ static double median(const double *v, size_t n)
     return n % 2 ? sorted[n / 2] : (sorted[n / 2 - 1] + sorted[n / 2]) / 2;
 }
 
-static void report(const bench *b, const char *test, int64_t n, int64_t depth)
+typedef qw_status bench_fn(bench *b, int64_t n, qw_err *err);
+
+/* A kind of test. */
+typedef struct bench_kind {
+    const char *name;
+    bench_fn *run;
+    int64_t warm_up_max; /* tokens of the warm-up at most */
+    bool per_token;      /* the unit of a profile is one step, not the whole run */
+    const char *unit;
+} bench_kind;
+
+static void report_json(const bench *b, const bench_kind *kind, int64_t n, int64_t depth, double middle,
+                        const qw_profile_span *span)
 {
-    double m = median(b->samples, b->n_runs);
-    if (!b->json) {
-        printf("%-8s %6lld tokens  depth %6lld  streams %2zu  threads %2d  %10.2f tokens/s\n", test, (long long)n,
-               (long long)depth, b->n_streams, b->c.rt.n_threads, m);
+    printf("{\"test\":\"%s\",\"n\":%lld,\"depth\":%lld,\"streams\":%zu,\"threads\":%d,\"tokens_per_s\":%.3f,"
+           "\"samples\":[",
+           kind->name, (long long)n, (long long)depth, b->n_streams, b->c.rt.n_threads, middle);
+    for (size_t i = 0; i < b->n_runs; i++) printf("%s%.3f", i ? "," : "", b->samples[i]);
+    printf("],\"weight_bytes\":%zu,\"kv_token_bytes\":%zu,\"layer_macs\":%zu,\"silent_macs\":%zu,"
+           "\"head_macs\":%zu",
+           b->work.weight_bytes, b->work.kv_token_bytes, b->work.layer_macs, b->work.silent_macs, b->work.head_macs);
+    if (b->profile) {
+        printf(",\"profile\":");
+        qw_profile_print_json(span);
+    }
+    printf("}\n");
+}
+
+static void report(const bench *b, const bench_kind *kind, int64_t n, int64_t depth, double seconds)
+{
+    double middle = median(b->samples, b->n_runs);
+    double n_units = (double)b->n_runs * (kind->per_token ? (double)n : (double)b->n_streams);
+    qw_profile_span span = {.profile = b->profile, .n_units = n_units, .seconds = seconds};
+    if (b->json) {
+        report_json(b, kind, n, depth, middle, &span);
     } else {
-        printf("{\"test\":\"%s\",\"n\":%lld,\"depth\":%lld,\"streams\":%zu,\"threads\":%d,\"tokens_per_s\":%.3f,"
-               "\"samples\":[",
-               test, (long long)n, (long long)depth, b->n_streams, b->c.rt.n_threads, m);
-        for (size_t i = 0; i < b->n_runs; i++) printf("%s%.3f", i ? "," : "", b->samples[i]);
-        printf("]}\n");
+        printf("%-8s %6lld tokens  depth %6lld  streams %2zu  threads %2d  %10.2f tokens/s\n", kind->name, (long long)n,
+               (long long)depth, b->n_streams, b->c.rt.n_threads, middle);
+        if (b->profile) qw_profile_print(&span, kind->unit);
     }
     fflush(stdout);
 }
@@ -69,7 +109,7 @@ static qw_status run_prefill(bench *b, int64_t n, qw_err *err)
 {
     for (size_t s = 0; s < b->n_streams; s++) {
         QW_TRY(qw_compute_tokens(&b->c, b->seqs[s], b->tokens, (size_t)n, NULL, NULL, err));
-        QW_TRY(last_logits(b, b->c.rt.pass->n_rows, 1, err));
+        QW_TRY(last_logits(b, b->c.rt.pass->n_batch, 1, err));
     }
     return QW_OK;
 }
@@ -91,24 +131,37 @@ static qw_status run_decode(bench *b, int64_t n, qw_err *err)
     return QW_OK;
 }
 
-typedef qw_status bench_fn(bench *b, int64_t n, qw_err *err);
+static const bench_kind prefill = {"prefill", run_prefill, 512, false, "prefill"};
+static const bench_kind decode = {"decode", run_decode, 16, true, "decode step"};
 
-static qw_status run_test(bench *b, const char *test, bench_fn *fn, int64_t n, int64_t depth, qw_err *err)
+/* Back to the beginning of a run. */
+static qw_status rewind_to(bench *b, int64_t depth, qw_err *err)
 {
+    for (size_t s = 0; s < b->n_streams; s++) {
+        QW_TRY(qw_seq_truncate(b->seqs[s], (uint32_t)depth, b->tokens, err));
+    }
+    return QW_OK;
+}
+
+static qw_status run_test(bench *b, const bench_kind *kind, int64_t n, int64_t depth, qw_err *err)
+{
+    double total = 0;
     for (size_t s = 0; s < b->n_streams; s++) {
         QW_TRY(qw_seq_truncate(b->seqs[s], 0, NULL, err));
         if (depth) QW_TRY(qw_compute_tokens(&b->c, b->seqs[s], b->tokens, (size_t)depth, NULL, NULL, err));
     }
-    for (size_t r = 0; r <= b->n_runs; r++) { /* run 0 warms up */
+    QW_TRY(kind->run(b, n < kind->warm_up_max ? n : kind->warm_up_max, err));
+    QW_TRY(rewind_to(b, depth, err));
+    if (b->profile) qw_profile_clear(b->profile);
+    for (size_t r = 0; r < b->n_runs; r++) {
         int64_t start = qw_clock_us();
-        QW_TRY(fn(b, n, err));
+        QW_TRY(kind->run(b, n, err));
         double seconds = (double)(qw_clock_us() - start) / 1e6;
-        if (r > 0) b->samples[r - 1] = (double)n * (double)b->n_streams / seconds;
-        for (size_t s = 0; s < b->n_streams; s++) {
-            QW_TRY(qw_seq_truncate(b->seqs[s], (uint32_t)depth, b->tokens, err));
-        }
+        b->samples[r] = (double)n * (double)b->n_streams / seconds;
+        total += seconds;
+        QW_TRY(rewind_to(b, depth, err));
     }
-    report(b, test, n, depth);
+    report(b, kind, n, depth, total);
     return QW_OK;
 }
 
@@ -129,21 +182,53 @@ static qw_status run_all(bench *b, const bench_lists *l, qw_err *err)
         b->n_streams = (size_t)l->streams.v[si];
         for (size_t di = 0; di < l->depths.n; di++) {
             for (size_t i = 0; i < l->prompts.n; i++) {
-                if (l->prompts.v[i]) {
-                    QW_TRY(run_test(b, "prefill", run_prefill, l->prompts.v[i], l->depths.v[di], err));
-                }
+                if (l->prompts.v[i]) QW_TRY(run_test(b, &prefill, l->prompts.v[i], l->depths.v[di], err));
             }
             for (size_t i = 0; i < l->steps.n; i++) {
-                if (l->steps.v[i]) QW_TRY(run_test(b, "decode", run_decode, l->steps.v[i], l->depths.v[di], err));
+                if (l->steps.v[i]) QW_TRY(run_test(b, &decode, l->steps.v[i], l->depths.v[di], err));
             }
         }
     }
     return QW_OK;
 }
 
-static qw_status bench_run(qw_compute_options *o, const bench_lists *l, size_t n_runs, bool json, qw_err *err)
+static void count_work(void *ctx, qw_weight *w)
 {
-    bench b = {.n_runs = n_runs, .json = json};
+    work *sum = ctx;
+    sum->weight_bytes += w->rows * w->row_bytes;
+    sum->layer_macs += w->rows * w->k;
+}
+
+static work work_of(qw_net *net, const qw_kv_shape *kv)
+{
+    work sum = {.kv_token_bytes = qw_kv_page_bytes(kv) / QW_KV_TILE, .head_macs = net->head.rows * net->head.k};
+    const qw_layer *last = &net->layers[net->hp.n_layers - 1];
+    const qw_weight *skipped[] = {&last->attn.q, &last->attn.o, &last->swiglu.gate, &last->swiglu.up,
+                                  &last->swiglu.down};
+    qw_net_each_weight(net, count_work, &sum);
+    sum.layer_macs -= sum.head_macs;
+    sum.silent_macs = sum.layer_macs;
+    for (size_t i = 0; i < QW_CLI_COUNT(skipped); i++) sum.silent_macs -= skipped[i]->rows * skipped[i]->k;
+    return sum;
+}
+
+/* From here on the passes go through a backend that measures. */
+static qw_status start_profile(bench *b, qw_err *err)
+{
+    QW_TRY(qw_profile_create(b->c.rt.be, &b->profile, err));
+    b->c.rt.pass->be = b->profile;
+    return QW_OK;
+}
+
+/* What the options ask for. */
+typedef struct bench_options {
+    size_t n_runs;
+    bool json, profile;
+} bench_options;
+
+static qw_status bench_run(qw_compute_options *o, const bench_lists *l, const bench_options *wanted, qw_err *err)
+{
+    bench b = {.n_runs = wanted->n_runs, .json = wanted->json};
     size_t n_streams = (size_t)largest(&l->streams);
     int64_t longest = largest(&l->prompts) > largest(&l->steps) ? largest(&l->prompts) : largest(&l->steps);
     size_t n_tokens = (size_t)(longest > largest(&l->depths) ? longest : largest(&l->depths)) + STREAMS_MAX;
@@ -152,8 +237,10 @@ static qw_status bench_run(qw_compute_options *o, const bench_lists *l, size_t n
     o->n_seqs = (uint32_t)n_streams;
     o->seq_tokens_max = (uint32_t)(longest + largest(&l->depths));
     QW_TRY(qw_compute_open(o, &b.c, err));
+    b.work = work_of(b.c.net, &b.c.rt.pass->kv);
+    if (wanted->profile) QW_TRY_GOTO(start_profile(&b, err));
     QW_TRY_GOTO(qw_alloc(&b.tokens, n_tokens, sizeof *b.tokens, "tokens", err));
-    QW_TRY_GOTO(qw_alloc(&b.samples, n_runs, sizeof *b.samples, "samples", err));
+    QW_TRY_GOTO(qw_alloc(&b.samples, b.n_runs, sizeof *b.samples, "samples", err));
     QW_TRY_GOTO(qw_alloc(&b.logits, n_streams * b.c.net->hp.n_vocab, sizeof *b.logits, "logits", err));
     for (size_t i = 0; i < n_tokens; i++) {
         state = state * 1664525u + 1013904223u;
@@ -166,6 +253,7 @@ fail:
     free(b.tokens);
     free(b.samples);
     free(b.logits);
+    if (b.profile) b.profile->ops->destroy(b.profile);
     qw_compute_close(&b.c);
     return status;
 }
@@ -185,20 +273,24 @@ int qw_cmd_bench(int argc, char **argv)
     qw_cli_model model = {0};
     bench_lists l = {0};
     int64_t n_runs = 5;
-    bool json = false;
+    bench_options wanted = {0};
     const qw_cli_opt opts[] = {
         QW_CLI_MODEL_OPTS(&model),
-        {'p', "prompt", QW_CLI_INTS, &l.prompts, "N,...", "tokens of a prefill test; 0 leaves it out (512)", 0, 1 << 20},
+        {'p', "prompt", QW_CLI_INTS, &l.prompts, "N,...", "tokens of a prefill test; 0 leaves it out (512)", 0,
+         1 << 20},
         {'n', "generate", QW_CLI_INTS, &l.steps, "N,...", "tokens of a decode test; 0 leaves it out (64)", 0, 1 << 20},
         {'d', "depth", QW_CLI_INTS, &l.depths, "N,...", "tokens already in the context (0)", 0, 1 << 20},
-        {'s', "streams", QW_CLI_INTS, &l.streams, "N,...", "sequences side by side; the total counts (1)", 1, STREAMS_MAX},
+        {'s', "streams", QW_CLI_INTS, &l.streams, "N,...", "sequences side by side; the total counts (1)", 1,
+         STREAMS_MAX},
         {'r', "repeat", QW_CLI_INT, &n_runs, "N", "timed runs of each test; the median counts (5)", 1, RUNS_MAX},
-        {0, "json", QW_CLI_FLAG, &json, NULL, "one JSON line a test", 0, 0},
+        {0, "profile", QW_CLI_FLAG, &wanted.profile, NULL, "also say where the time goes, by operation", 0, 0},
+        {0, "json", QW_CLI_FLAG, &wanted.json, NULL, "one JSON line a test", 0, 0},
     };
     const qw_cli_spec spec = {
         .name = "bench", .usage = "[options]", .summary = "Measures the speed of prefill and decode.", .opts = opts,
         .n_opts = QW_CLI_COUNT(opts),
-        .examples = "qw bench\nqw bench -p 512,2048 -n 64 -d 0,4096 --json\nqw bench -p 0 -n 64 -s 1,8\n",
+        .examples = "qw bench\nqw bench -p 512,2048 -n 64 -d 0,4096 --json\nqw bench -p 0 -n 64 -s 1,2,4,8,16\n"
+                    "qw bench --profile\n",
     };
     char path[QW_CLI_PATH_MAX];
     qw_err err;
@@ -216,7 +308,8 @@ int qw_cmd_bench(int argc, char **argv)
     }
     qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
                             .no_pack_cache = model.no_pack_cache};
-    status = bench_run(&o, &l, (size_t)n_runs, json, &err);
+    wanted.n_runs = (size_t)n_runs;
+    status = bench_run(&o, &l, &wanted, &err);
 fail:
     rc = status == QW_OK ? qw_cli_finish() : qw_cli_error(&err);
 done:

@@ -9,6 +9,7 @@ Needs pexpect. Prints one line per failure and `N passed, M failed`.
 """
 import argparse
 import json
+import math
 import os
 import re
 import signal
@@ -193,6 +194,73 @@ def test_seed(s):
     s.equal(text(7, 2), one, "the same seed gives the same text with 2 threads")
     s.equal(text(7, 1), one, "the same seed gives the same text again")
     s.check(any(text(seed, 1) != one for seed in (8, 9, 10)), "other seeds give other texts", one)
+
+
+def test_bench(s):
+    if s.fake:
+        return
+    rc, out, err = s.run("bench", "-m", s.model, "-p", "9,3", "-n", "2", "-d", "0,5", "-s", "1,2,4", "-r", "2",
+                         "-t", "1", "--json")
+    tests = [json.loads(line) for line in out.decode().splitlines()]
+    want = [(kind, n, depth, streams) for streams in (1, 2, 4) for depth in (0, 5)
+            for kind, n in (("prefill", 9), ("prefill", 3), ("decode", 2))]
+    s.check(rc == 0 and err == b"", "qw bench with lists", (rc, err))
+    s.equal([(t["test"], t["n"], t["depth"], t["streams"]) for t in tests], want, "a test for each value of the lists")
+    s.check(all(t["threads"] == 1 and len(t["samples"]) == 2 and t["samples"][0] > 0
+                and min(t["samples"]) <= t["tokens_per_s"] <= max(t["samples"]) for t in tests), "samples", tests[0])
+    s.check(all(0 < t["weight_bytes"] < os.path.getsize(s.model) and t["kv_token_bytes"] > 0 and t["head_macs"] > 0
+                and t["layer_macs"] > t["silent_macs"] > 0 and "profile" not in t for t in tests), "sizes", tests[0])
+    rc, out, err = s.run("bench", "-m", s.model, "-p", "4", "-n", "3", "-r", "1")
+    s.check(rc == 0 and re.fullmatch(r"(?:(?:prefill|decode ) +\d+ tokens .* \d+\.\d\d tokens/s\n){2}", out.decode()),
+            "qw bench for people", out)
+    s.one_line_error(["bench", "-m", s.model, "-p", "0", "-n", "0"], 2, "nothing to measure", "qw bench of nothing")
+    s.one_line_error(["bench", "-m", s.model, "-s", "1,,2"], 2, "-s", "a list with a hole")
+    s.one_line_error(["bench", "-m", s.model, "-s", "0"], 2, "from 1 to", "no streams")
+
+
+def test_bench_profile(s):
+    if s.fake:
+        return
+    rc, out, err = s.run("bench", "-m", s.model, "-p", "16", "-n", "8", "-s", "1,2", "-r", "2", "--profile", "--json")
+    tests = [json.loads(line) for line in out.decode().splitlines()]
+    s.check(rc == 0 and err == b"" and len(tests) == 4, "qw bench --profile --json", (rc, err, len(tests)))
+    for t in tests:
+        name, rows = f"{t['test']} of {t['streams']}", t["profile"]
+        s.check(all(sorted(r) == ["bytes", "calls", "macs", "op", "share", "us", "weights"] for r in rows),
+                f"fields, {name}", rows)
+        s.equal([r["op"] for r in rows].index("outside"), len(rows) - 1, f"the time outside comes last, {name}")
+        s.check(abs(sum(r["share"] for r in rows) - 1) < 1e-3, f"shares add up to the whole, {name}", rows)
+        s.check(all(r["us"] >= 0 for r in rows), f"no time is counted twice, {name}", rows)
+        asked, silent = (t["streams"], 0) if t["test"] == "decode" else (1, t["n"] - 1)
+        want = (t["layer_macs"] + t["head_macs"]) * asked + t["silent_macs"] * silent
+        s.equal(sum(r["macs"] for r in rows if r["weights"]), want, f"products of matrices, {name}")
+        s.check(sum(r["bytes"] for r in rows) >= t["weight_bytes"], f"bytes of all weights, {name}", rows)
+        seconds = sum(t["n"] * t["streams"] / rate for rate in t["samples"])
+        n_units = len(t["samples"]) * (t["n"] if t["test"] == "decode" else t["streams"])
+        s.check(abs(sum(r["us"] for r in rows) * n_units / 1e6 / seconds - 1) < 0.01, f"the time of a unit, {name}", t)
+    rc, out, err = s.run("bench", "-m", s.model, "-p", "0", "-n", "8", "-r", "1", "--profile")
+    lines = out.decode().splitlines()
+    s.check(rc == 0 and err == b"" and lines[1].split()[:3] == ["one", "decode", "step"] and "ffn_down" in out.decode()
+            and lines[-2].startswith("  outside of operations") and re.search(r" 100\.0% ", lines[-1])
+            and all(len(line) <= 110 for line in lines), "qw bench --profile for people", out)
+
+
+def test_eval(s):
+    if s.fake:
+        return
+    text = os.path.join(s.dir, "text.txt")
+    with open(text, "w") as f:
+        f.write("The quick brown fox jumps over the lazy dog. " * 20)
+    ids = json.loads(s.run("tokenize", "--json", "-m", s.model, stdin=open(text, "rb").read())[1])
+    rc, out, err = s.run("eval", "-m", s.model, "--text", text, "-c", "32", "--json")
+    s.check(rc == 0 and err == b"", "qw eval", (rc, err))
+    r = json.loads(out)
+    s.equal((r["tokens"], r["scored"], r["context"]), (len(ids), len(ids) // 32 * 16, 32), "half of each window")
+    s.check(r["perplexity"] > 1 and abs(r["nll"] - math.log(r["perplexity"])) < 1e-4, "perplexity", r)
+    rc, out, err = s.run("eval", "-m", s.model, "--text", text, "-c", "32")
+    s.check(rc == 0 and f"perplexity {r['perplexity']:.4f} " in out.decode(), "qw eval for people", out)
+    s.one_line_error(["eval", "-m", s.model], 2, "--text is missing", "qw eval without a text")
+    s.one_line_error(["eval", "-m", s.model, "--text", text, "-c", "32768"], 2, "at least one window", "a short text")
 
 
 def test_chat_pipe(s):
@@ -589,7 +657,8 @@ def test_fake_terminal(s):
 
 
 TESTS = [test_help, test_usage_errors, test_no_model, test_tokenize, test_run, test_run_json, test_seed,
-         test_chat_pipe, test_closed_output, test_interrupt_run, test_terminal_basics, test_terminal_editing,
+         test_bench, test_bench_profile, test_eval, test_chat_pipe, test_closed_output, test_interrupt_run,
+         test_terminal_basics, test_terminal_editing,
          test_terminal_multiline, test_terminal_paste, test_terminal_history, test_terminal_save,
          test_terminal_interrupt, test_terminal_odd, test_first_run]
 

@@ -2,6 +2,7 @@
 # No configure step: pkg-config finds the libraries, scripts/setup installs what is missing.
 
 CC     ?= gcc
+AARCH64_CC := aarch64-linux-gnu-gcc
 BUILD  := build
 MODEL  := qwen2.5-coder:0.5b
 DEPS   := libevent_core jansson libcurl libutf8proc libcrypto libedit libzip
@@ -11,8 +12,10 @@ ifneq ($(SAN),)
   SANFLAGS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
 endif
 
-# x86-64-v2 is the floor; kernel files are compiled for their own level (LEVEL_* below) and chosen at run time.
-ARCH   := $(if $(filter x86_64,$(shell uname -m)),-march=x86-64-v2)
+# The processor family to build for is the compiler's. x86-64-v2 is the floor; kernel files are compiled for their own
+# level (LEVEL_* below) and chosen at run time.
+FAMILY := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
+ARCH   := $(if $(filter x86_64,$(FAMILY)),-march=x86-64-v2)
 OPT    := -O2
 WARN   := -Wall -Wextra -Wconversion -Wshadow -Wvla -Wcast-qual -Wstrict-prototypes -Wformat=2
 # The sanitizers bring their own checks; fortify would hide what they report.
@@ -27,11 +30,18 @@ LIBS        = $(PKG_LIBS) -lpthread -lm
 LEVEL_avx2       := -mavx2 -mfma -mf16c -mbmi -mbmi2
 LEVEL_avx512     := $(LEVEL_avx2) -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512
 LEVEL_avx512vnni := $(LEVEL_avx512) -mavx512vnni
-# src/kernels/x86/NAME_LEVEL.c is compiled for LEVEL.
+# On AArch64 gcc schedules before it allocates registers, and then spills what the tiles were sized to keep.
+NO_SPILLS        := $(if $(findstring clang,$(shell $(CC) --version)),,-fno-schedule-insns)
+LEVEL_neon       := $(NO_SPILLS)
+LEVEL_dotprod    := $(NO_SPILLS) -march=armv8.2-a+dotprod
+LEVEL_i8mm       := $(NO_SPILLS) -march=armv8.2-a+dotprod+i8mm
+# src/kernels/FAMILY/NAME_LEVEL.c is compiled for LEVEL, and only for its own family of processors.
 level = $(LEVEL_$(lastword $(subst _, ,$(basename $(notdir $(1))))))
+KERNELS_x86_64  := kernels/x86
+KERNELS_aarch64 := kernels/arm
+KERNEL_DIRS     := kernels kernels/ref $(KERNELS_$(FAMILY))
 
-LIB_DIRS := base kernels kernels/ref $(if $(filter x86_64,$(shell uname -m)),kernels/x86) formats backend/cpu model text \
-            engine hub store
+LIB_DIRS := base $(KERNEL_DIRS) formats backend backend/cpu model text engine hub store
 LIB_SRC  := $(foreach d,$(LIB_DIRS),$(wildcard src/$(d)/*.c))
 DOOR_SRC := $(wildcard src/cli/*.c src/server/*.c)
 TOOL_SRC := $(wildcard src/tools/*.c)
@@ -48,9 +58,16 @@ UNIT     := $(patsubst tests/unit/%.c,$(BUILD)/tests/%,$(wildcard tests/unit/tes
 HELPERS  := $(patsubst tests/parity/%.c,$(BUILD)/tests/%,$(wildcard tests/parity/*_tool.c))
 CHECKASM := $(BUILD)/tests/checkasm
 FAKE     := $(BUILD)/tests/qw-fake
+# Test programs that can be told to compute at a lower instruction-set level (tests/unit/isa_cap.h), the whole program
+# among them.
+ISA_QW   := $(BUILD)/tests/qw-isa
+ISA_CAP  := $(BUILD)/tests/unit/isa_cap.o
+CAPPED   := $(ISA_QW) $(addprefix $(BUILD)/tests/,test_bits test_engine test_forward test_weights)
+LIMITS   := $(BUILD)/bench/limits
+KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests parity fixtures bench peers clean help
+.PHONY: all chat test tests checkasm-aarch64 parity perplexity fixtures bench bench-kernels peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -64,14 +81,19 @@ chat:
 	@$(BUILD)/qw pull --if-missing $(MODEL) </dev/null >&2
 	@exec $(BUILD)/qw chat -m $(MODEL)
 
-## test: run every test (SAN=1: with the address and undefined-behaviour sanitizers)
+## test: run every test (SAN=1: with the sanitizers; ISA=avx2: as a processor of that level; ONLY=word: some suites)
 test:
 	@scripts/setup test </dev/null >&2
 	@$(MAKE) --no-print-directory -s -j$(shell nproc) tests
-	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ONLY),--only $(ONLY))
+	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ISA),--isa $(ISA)) $(if $(ONLY),--only $(ONLY))
 
 ## tests: build the test programs without running them
-tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE)
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS)
+
+## checkasm-aarch64: the checks of the kernels for AArch64, cross-compiled (they run under qemu-aarch64)
+checkasm-aarch64:
+	@$(MAKE) --no-print-directory CC=$(AARCH64_CC) BUILD=$(BUILD)/aarch64 PKG_CFLAGS= LDFLAGS=-static-pie \
+	    $(BUILD)/aarch64/tests/checkasm
 
 ## parity: logits of the whole 0.5B model against transformers and llama.cpp (several GB of packages, half an hour)
 parity: all
@@ -84,17 +106,26 @@ fixtures: all
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 tests/parity/make_fixtures.py --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')"
 
-## bench: speed of the kernels and of the default model on this machine
-bench: all $(CHECKASM)
-	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
-	@$(CHECKASM) --bench
-	@$(BUILD)/qw bench -m $(MODEL)
-
-## peers: speed against llama.cpp in one run (compiles it first, many minutes)
-peers: all
+## perplexity: of a text, beside llama.cpp's on the same file (compiles llama.cpp first, many minutes)
+perplexity: all
 	@scripts/setup test </dev/null >&2
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
-	@python3 bench/peers.py --qw $(BUILD)/qw --model $(MODEL) --settle 20 --start
+	@python3 tests/parity/perplexity.py --qw $(BUILD)/qw --model $(MODEL)
+
+## bench: what this machine allows, and how near qw comes (the default model, and the 1.5B where it is installed)
+bench: all $(LIMITS)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 bench/bench.py --qw $(BUILD)/qw --limits $(LIMITS)
+
+## bench-kernels: speed of every kernel at every instruction-set level of this machine
+bench-kernels: $(CHECKASM)
+	@$(CHECKASM) --bench
+
+## peers: the same table beside llama.cpp in one run (compiles it first, many minutes)
+peers: all $(LIMITS)
+	@scripts/setup test </dev/null >&2
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 bench/peers.py --qw $(BUILD)/qw --limits $(LIMITS) --model $(MODEL) --settle 20 --all
 
 ## clean: remove build/
 clean:
@@ -102,7 +133,7 @@ clean:
 
 ## help: this list
 help:
-	@sed -n 's/^## \([a-z]*\): /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -n 's/^## \([a-z0-9-]*\): /  make \1|/p' $(firstword $(MAKEFILE_LIST)) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
 
 # ---- rules -------------------------------------------------------------------------------------
 
@@ -118,12 +149,23 @@ $(FAKE): $(call obj,$(DOOR_SRC)) $(BUILD)/tests/cli/fake_engine.o $(BUILD)/libqw
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
-$(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c)) $(BUILD)/libqw.a
+# Of kernels and what they stand on alone: it can be built for a machine that the program's libraries are not there for.
+$(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c $(KERNEL_DIRS:%=src/%/*.c)) $(KERNEL_BASE:%=src/base/%.c))
 	@mkdir -p $(@D)
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lpthread -lm
+
+$(LIMITS): $(call obj,bench/limits.c)
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lpthread
+
+$(CAPPED): $(ISA_CAP)
+$(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
+
+$(ISA_QW): $(PROG_OBJ) $(BUILD)/libqw.a
+	@mkdir -p $(@D)
+	$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) $(BUILD)/libqw.a $(LIBS)
 
 $(UNIT): $(BUILD)/tests/%: $(BUILD)/tests/unit/%.o $(BUILD)/libqw.a
-	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS) -lcmocka
+	$(CC) $(LDFLAGS_ALL) -o $@ $(filter %.o,$^) $(BUILD)/libqw.a $(LIBS) -lcmocka
 
 $(HELPERS): $(BUILD)/tests/%: $(BUILD)/tests/parity/%.o $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
@@ -147,4 +189,4 @@ $(BUILD)/%.o: %.c
 	$(CC) $(CFLAGS_ALL) -c -o $@ $<
 
 .SECONDARY:
--include $(shell find $(BUILD)/src $(BUILD)/tests -name '*.d' 2>/dev/null)
+-include $(shell find $(BUILD)/src $(BUILD)/tests $(BUILD)/bench -name '*.d' 2>/dev/null)

@@ -33,6 +33,7 @@ def suites(b, python, model):
         ("broken files", [python, "tests/parity/broken.py", "--qw", f"{b}/qw"], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
         ("command", [python, "tests/cli/cli.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("bench tools", [python, "tests/bench/tools.py", "--limits", f"{b}/bench/limits"], False),
         ("models on disk", [python, "tests/cli/hub.py", "--qw", f"{b}/qw"], False),
         ("http rules", [python, "tests/clients/http_rules.py", "--qw", f"{b}/qw", "--model", TINY], True),
         ("http rules, test double", [python, "tests/clients/http_rules.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"],

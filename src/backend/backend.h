@@ -120,6 +120,7 @@ typedef struct qw_cpu_sizes {
     size_t n_rows_max;  /* rows in one batch */
     size_t k_max;       /* longest input of a product */
     uint32_t head_dim;
+    bool acts[QW_ACT_COUNT]; /* what the packed weights want their input as */
 } qw_cpu_sizes;
 
 /* Bytes that qw_cpu_create will allocate, for the plan. */

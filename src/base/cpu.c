@@ -1,7 +1,8 @@
 /* cpu.c: which instruction sets this machine has.
  *
  * Any thread; asked once, because CPUID is slow under virtual machines. An AVX level counts only when
- * the operating system saves its registers (XGETBV): a processor flag alone is not enough.
+ * the operating system saves its registers (XGETBV): a processor flag alone is not enough. On AArch64 the
+ * kernel tells (HWCAP).
  */
 #include "base/cpu.h"
 
@@ -16,9 +17,15 @@ static char found_name[64] = "unknown";
 
 static const char *const isa_names[QW_ISA_COUNT] = {
     [QW_ISA_REF] = "ref",
+#if defined(__x86_64__)
     [QW_ISA_AVX2] = "avx2",
     [QW_ISA_AVX512] = "avx512",
     [QW_ISA_AVX512_VNNI] = "avx512vnni",
+#elif defined(__aarch64__)
+    [QW_ISA_NEON] = "neon",
+    [QW_ISA_DOTPROD] = "dotprod",
+    [QW_ISA_I8MM] = "i8mm",
+#endif
 };
 
 /* Without spaces at either end: some processors pad their name on the left. */
@@ -78,10 +85,26 @@ static void detect_name(void)
 
 #else
 
+#if defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+static qw_isa detect_isa(void)
+{
+    unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
+    if (!(caps & HWCAP_ASIMD)) return QW_ISA_REF;
+    if (!(caps & HWCAP_ASIMDDP)) return QW_ISA_NEON;
+    return caps2 & HWCAP2_I8MM ? QW_ISA_I8MM : QW_ISA_DOTPROD;
+}
+
+#else
+
 static qw_isa detect_isa(void)
 {
     return QW_ISA_REF;
 }
+
+#endif
 
 static void detect_name(void)
 {

@@ -124,12 +124,6 @@ qw_status qw_model_prepare(qw_model *m, qw_pool *pool, qw_err *err)
     return status;
 }
 
-static void add_unpacked(void *ctx, qw_weight *w)
-{
-    uint64_t *bytes = ctx;
-    if (qw_pack_of(w->type) == QW_PACK_NONE) *bytes += (uint64_t)w->rows * w->row_bytes;
-}
-
 void qw_model_weight_bytes(const qw_model *m, uint64_t *mapped, uint64_t *in_memory)
 {
     char dir[4096];
@@ -138,9 +132,8 @@ void qw_model_weight_bytes(const qw_model *m, uint64_t *mapped, uint64_t *in_mem
         *mapped = qw_gguf_bytes(m->file);
         return;
     }
-    /* The packed region, what has no packed form, and the embedding that is read by row. */
+    /* The packed region, and the embedding that is read by row. */
     uint64_t packed = qw_weights_packed_bytes(m->net), rest = 0;
-    qw_net_each_weight(m->net, add_unpacked, &rest);
     if (m->net->embed.data != m->net->head.data) rest += (uint64_t)m->net->embed.rows * m->net->embed.row_bytes;
     bool cached = qw_model_cache_dir(m, dir, sizeof dir);
     *mapped = rest + (cached ? packed : 0);

@@ -22,6 +22,10 @@ static void build(void)
         [QW_ISA_AVX2] = qw_kernels_init_avx2,
         [QW_ISA_AVX512] = qw_kernels_init_avx512,
         [QW_ISA_AVX512_VNNI] = qw_kernels_init_avx512_vnni,
+#elif defined(__aarch64__)
+        [QW_ISA_NEON] = qw_kernels_init_neon,
+        [QW_ISA_DOTPROD] = qw_kernels_init_dotprod,
+        [QW_ISA_I8MM] = qw_kernels_init_i8mm,
 #endif
     };
     for (int isa = 0; isa <= (int)qw_cpu_isa(); isa++) {

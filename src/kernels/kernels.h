@@ -9,13 +9,15 @@
  * for every number of columns, queries and rows.
  *
  * Matrix products. A weight matrix W [rows, k] (row-major blocks) is packed once in groups of 16 rows
- * (QW_GROUP_ROWS), interleaved so that one 64-byte load serves 16 rows x 4 consecutive k and a dot
- * product ends in lanes. The last group is padded with zero rows. Activations x [n, k] are quantised
- * once per product into records of act_bytes(), one a column, opaque outside the kernels.
+ * (QW_GROUP_ROWS), interleaved so that a load serves all rows and a dot product ends in lanes. The last
+ * group is padded with zero rows. Activations x [n, k] are quantised (or, for float weights, copied) once per
+ * product into records of act_bytes(), one a column, opaque outside the kernels.
  * out[c * ld_out + row] = sum_k W[row, k] * x[c, k], in this order (docs/kernels.md):
- *   QW_ACT_Q8_32, per 32:   acc = fma((float)isum, dw * da, acc)
+ *   QW_ACT_Q8_32, per 32:   acc = fma((float)isum, dw * da, acc); for types with a minimum then
+ *                           acc = fma(m, da * (float)sum(a), acc)
  *   QW_ACT_Q8_256, per 256: t = fma((float)isum, d * scale, t) for each sub-block in order, from 0; for types
  *                           with minima then t = fma((float)sum(min * asum), -dmin, t); acc = fma(t, da, acc)
+ *   QW_ACT_F32, per k:      acc = fma(w, x, acc)
  * with exact int32 sums, a product of two scales rounded once, blocks in order of k, acc from 0.
  */
 #ifndef QW_KERNELS_KERNELS_H
@@ -33,26 +35,37 @@ enum {
     QW_HEAD_DIM_MAX = 256
 };
 
-/* How activations are quantised; which one a packed form wants is fixed by the form. */
+/* What activations become; which one a packed form wants is fixed by the form. */
 typedef enum qw_act {
     QW_ACT_Q8_32 = 0, /* int8, one float scale for 32 elements, with their sums */
     QW_ACT_Q8_256,    /* int8, one float scale for 256 elements, with sums of 16 and of 32 */
+    QW_ACT_F32,       /* the floats themselves */
     QW_ACT_COUNT
 } qw_act;
 
 /* Packed weight forms. */
 typedef enum qw_pack {
-    QW_PACK_NONE = 0, /* no packed form: the product runs on dequantised rows (dot_f32) */
+    QW_PACK_NONE = 0, /* not packed: the product runs on dequantised rows (dot_f32) */
     QW_PACK_Q4_0,
     QW_PACK_Q5_0,
     QW_PACK_Q8_0,
     QW_PACK_Q4_K,
     QW_PACK_Q5_K,
     QW_PACK_Q6_K,
+    QW_PACK_Q4_1,
+    QW_PACK_Q5_1,
+    QW_PACK_IQ4_NL,
+    QW_PACK_MXFP4,
+    QW_PACK_Q2_K,
+    QW_PACK_Q3_K,
+    QW_PACK_IQ4_XS,
+    QW_PACK_F32,
+    QW_PACK_F16,
+    QW_PACK_BF16,
     QW_PACK_COUNT
 } qw_pack;
 
-/* Form of a type, QW_PACK_NONE where none exists. */
+/* Form of a type: every implemented type has one. */
 qw_pack qw_pack_of(qw_type type);
 qw_act qw_pack_act(qw_pack pack);
 const char *qw_pack_name(qw_pack pack);
@@ -65,6 +78,9 @@ void qw_pack_group(qw_pack pack, const void *src, size_t row_bytes, size_t n_row
 /* Bytes of one quantised activation column of k elements: a multiple of 64. k is a multiple of 32
  * (QW_ACT_Q8_32) or 256 (QW_ACT_Q8_256). */
 size_t qw_act_bytes(qw_act act, size_t k);
+/* A record is an array: of so many bytes for each group of so many elements, then padding to 64. */
+size_t qw_act_record_bytes(qw_act act);
+size_t qw_act_group(qw_act act);
 /* What quantisation lost: out[i] = x[i] - d * q[i] (product rounded, then the difference), all [k]. Quantised
  * again it gives a second column whose product refines the first one's. */
 void qw_act_residual(qw_act act, const float *x, size_t k, const void *record, float *out);
@@ -93,12 +109,13 @@ typedef struct qw_kernels {
     qw_isa isa;
 
     /* x [k] floats -> one activation record. Per group: q = nearest even of x * (127 / amax), d = amax / 127;
-     * a group whose amax is below 2^-120 is all zero with d = 0. NaN counts as 0, infinities as +-FLT_MAX. */
+     * a group whose amax is below 2^-120 is all zero with d = 0. NaN counts as 0, infinities as +-FLT_MAX.
+     * QW_ACT_F32 copies them as they are. */
     void (*quantize_act[QW_ACT_COUNT])(const float *x, size_t k, void *record);
     qw_gemm_fn *gemm[QW_PACK_COUNT]; /* [QW_PACK_NONE] is NULL */
 
     /* out[c * ld_out] = sum over k of w[k] * x[c * ld_x + k]: 64 partial sums, element i to partial i % 64
-     * by fma, then a fixed pairwise tree. The product for F32, F16, BF16 and for --exact. */
+     * by fma, then a fixed pairwise tree. The product of weights that are not packed: with --exact. */
     void (*dot_f32)(const float *w, size_t k, const float *x, size_t ld_x, size_t n_cols, float *out,
                     size_t ld_out);
     /* One stored row of any implemented type to float, same bits as qw_dequantize_row. */

@@ -19,11 +19,13 @@ static size_t max_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
-qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max)
+qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
 {
     const qw_hparams *hp = &net->hp;
     size_t k_max = max_size(max_size(hp->hidden, hp->ffn), (size_t)hp->n_heads * hp->head_dim);
-    return (qw_cpu_sizes){.n_rows_max = n_rows_max, .k_max = k_max, .head_dim = hp->head_dim};
+    qw_cpu_sizes sizes = {.n_rows_max = n_rows_max, .k_max = k_max, .head_dim = hp->head_dim};
+    if (packed) memcpy(sizes.acts, net->acts, sizeof sizes.acts);
+    return sizes;
 }
 
 /* Divides the arena, or only measures it when pass->arena is NULL. Every piece starts on a cache line. */

@@ -43,8 +43,8 @@ struct qw_pass {
 
 /* Shape of KV pages for this network. */
 qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type);
-/* What the backend's scratch must hold for batches of n_rows_max rows. */
-qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max);
+/* What the backend's scratch must hold for batches of n_rows_max rows. packed: the weights will be. */
+qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed);
 size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max);
 /* Borrows net and be. */
 qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_t n_rows_max, qw_pass **out,

@@ -147,6 +147,12 @@ static void count_type(void *ctx, qw_weight *w)
     bytes[w->type] += (uint64_t)w->rows * w->row_bytes;
 }
 
+static void note_act(void *ctx, qw_weight *w)
+{
+    bool *acts = ctx;
+    acts[qw_pack_act(qw_pack_of(w->type))] = true;
+}
+
 static const char *most_used_type(qw_net *net)
 {
     uint64_t bytes[QW_TYPE_LIMIT] = {0};
@@ -173,6 +179,7 @@ qw_status qw_net_open(const qw_gguf *file, qw_net **out, qw_err *err)
     bind_all(&b, net);
     QW_TRY_GOTO(qw_faults_report(&b.faults, QW_E_FORMAT, qw_gguf_path(file), err));
     net->quantization = most_used_type(net);
+    qw_net_each_weight(net, note_act, net->acts);
     free(b.bound);
     *out = net;
     return QW_OK;

@@ -59,6 +59,7 @@ typedef struct qw_net {
     float **vectors;           /* owns the float copies of all one-dimensional tensors */
     size_t n_vectors;
     uint64_t n_params;
+    bool acts[QW_ACT_COUNT];   /* what its matrices, packed, want their input as */
     const char *quantization;  /* the type that most weight bytes have */
 } qw_net;
 

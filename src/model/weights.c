@@ -19,7 +19,6 @@ static void add_entry(void *ctx, qw_weight *w)
 {
     pack_table *t = ctx;
     qw_pack pack = qw_pack_of(w->type);
-    if (pack == QW_PACK_NONE) return;
     if (t->entries) {
         pack_entry *e = &t->entries[t->n];
         e->weight = w;
@@ -156,10 +155,10 @@ qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, q
     QW_TRY_GOTO(qw_alloc(&w, 1, sizeof *w, "weights", err));
     QW_TRY_GOTO(make_table(net, &table, err));
     w->bytes = table.bytes;
-    if (table.n > 0 && cache_dir && map_side_file(w, &table, net, cache_dir, pool, &region, &why) != QW_OK) {
+    if (cache_dir && map_side_file(w, &table, net, cache_dir, pool, &region, &why) != QW_OK) {
         snprintf(w->note, sizeof w->note, "packed weights are kept in memory: %s", why.text);
     }
-    if (table.n > 0 && !region) {
+    if (!region) {
         QW_TRY_GOTO(qw_alloc_aligned(&w->memory, table.bytes, "packed weights", err));
         fill_memory(&table, w->memory, pool);
         region = w->memory;

@@ -1,6 +1,6 @@
 /* weights.h: packed weights of a network: made once, mapped ever after.
  *
- * Matrices whose type has a packed form (kernels.h) are packed into one region. With a cache folder the region
+ * All matrices are packed (kernels.h) into one region. With a cache folder the region
  * is a side file `<identity>.qwp`: written to a temporary name, synced, renamed; its header, identity, table
  * and size are checked on open, and it is rebuilt when anything disagrees. Never needed for correctness:
  * without a folder, or when it cannot be written, the region is memory. Two processes may build at once; the
@@ -16,7 +16,7 @@
 
 typedef struct qw_weights qw_weights;
 
-/* Bytes of the packed region (0: nothing has a packed form). */
+/* Bytes of the packed region. */
 uint64_t qw_weights_packed_bytes(qw_net *net);
 /* Packs or maps, and sets `pack` and `packed` of every weight of net. cache_dir: folder of side files, or NULL
  * for memory alone. */

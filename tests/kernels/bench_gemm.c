@@ -124,7 +124,8 @@ static void bench_quantize(ca_ctx *ctx)
     float *x = must_alloc(ctx->k * sizeof *x);
     ca_fill_normal(ctx, x, ctx->k, 1.0f);
     for (qw_act act = 0; act < QW_ACT_COUNT; act++) {
-        const char *name = act == QW_ACT_Q8_32 ? "quantize_q8_32" : "quantize_q8_256";
+        static const char *const names[QW_ACT_COUNT] = {"quantize_q8_32", "quantize_q8_256", "copy_f32"};
+        const char *name = names[act];
         if (!ca_bench_wanted(ctx, name)) continue;
         uint8_t *record = must_alloc(qw_act_bytes(act, ctx->k));
         double best = 1.0;
@@ -163,14 +164,16 @@ static void bench_pack(ca_ctx *ctx, qw_type type, const uint8_t *rows)
 
 void bench_gemm(ca_ctx *ctx)
 {
-    static const qw_type types[] = {QW_TYPE_Q4_0, QW_TYPE_Q5_0, QW_TYPE_Q8_0,
-                                    QW_TYPE_Q4_K, QW_TYPE_Q5_K, QW_TYPE_Q6_K};
+    static const qw_type types[] = {
+        QW_TYPE_Q4_0, QW_TYPE_Q4_1, QW_TYPE_Q5_0, QW_TYPE_Q5_1, QW_TYPE_Q8_0,   QW_TYPE_IQ4_NL, QW_TYPE_MXFP4, QW_TYPE_Q2_K,
+        QW_TYPE_Q3_K, QW_TYPE_Q4_K, QW_TYPE_Q5_K, QW_TYPE_Q6_K, QW_TYPE_IQ4_XS, QW_TYPE_F32,    QW_TYPE_F16,   QW_TYPE_BF16,
+    };
     static uint8_t *packed; /* random bytes make valid groups of any form; kept for all levels */
     if (!packed) {
         packed = must_alloc(STREAM_BYTES);
         for (size_t i = 0; i < STREAM_BYTES; i += 8) {
-            /* Halves of about 0.01 wherever a form reads one: speed must not meet special values. */
-            uint64_t v = (ca_rand(ctx) & 0x83ff83ff83ff83ffu) | 0x2000200020002000u;
+            /* Halves of about 0.01, exponents that are not extreme: speed must not meet special values. */
+            uint64_t v = (ca_rand(ctx) & 0x831f831f831f831fu) | 0x2060206020602060u;
             memcpy(packed + i, &v, sizeof v);
         }
     }

@@ -8,35 +8,73 @@
 
 #include "checkasm.h"
 
-static const qw_type types[] = {QW_TYPE_Q4_0, QW_TYPE_Q5_0, QW_TYPE_Q8_0,
-                                QW_TYPE_Q4_K, QW_TYPE_Q5_K, QW_TYPE_Q6_K};
+static const qw_type types[] = {
+    QW_TYPE_Q4_0, QW_TYPE_Q4_1, QW_TYPE_Q5_0, QW_TYPE_Q5_1,   QW_TYPE_Q8_0,   QW_TYPE_IQ4_NL, QW_TYPE_MXFP4, QW_TYPE_Q2_K,
+    QW_TYPE_Q3_K, QW_TYPE_Q4_K, QW_TYPE_Q5_K, QW_TYPE_Q6_K, QW_TYPE_IQ4_XS, QW_TYPE_F32,  QW_TYPE_F16,   QW_TYPE_BF16,
+};
 enum { N_TYPES = sizeof types / sizeof types[0], N_COLS_MAX = 33, N_GROUPS_MAX = 5, ROWS = QW_GROUP_ROWS };
 
 /* Where a block keeps its half scales. */
 static size_t scale_offsets(qw_type type, size_t at[2])
 {
     switch (type) {
+    case QW_TYPE_Q4_1: at[0] = offsetof(qw_block_q4_1, d); at[1] = offsetof(qw_block_q4_1, m); return 2;
+    case QW_TYPE_Q5_1: at[0] = offsetof(qw_block_q5_1, d); at[1] = offsetof(qw_block_q5_1, m); return 2;
+    case QW_TYPE_Q2_K: at[0] = offsetof(qw_block_q2_k, d); at[1] = offsetof(qw_block_q2_k, dmin); return 2;
+    case QW_TYPE_Q3_K: at[0] = offsetof(qw_block_q3_k, d); return 1;
     case QW_TYPE_Q4_K: at[0] = offsetof(qw_block_q4_k, d); at[1] = offsetof(qw_block_q4_k, dmin); return 2;
     case QW_TYPE_Q5_K: at[0] = offsetof(qw_block_q5_k, d); at[1] = offsetof(qw_block_q5_k, dmin); return 2;
     case QW_TYPE_Q6_K: at[0] = offsetof(qw_block_q6_k, d); return 1;
+    case QW_TYPE_MXFP4: return 0;
     default: at[0] = 0; return 1;
     }
 }
 
+static bool is_float(qw_type type)
+{
+    return qw_type_get(type)->block_n == 1;
+}
+
+/* A float that the type holds: of any size whose products cannot overflow (fill < 0), or one of a few odd ones. */
+static float float_weight(ca_ctx *ctx, qw_type type, int fill)
+{
+    float least = type == QW_TYPE_F16 ? 0x1p-24f : type == QW_TYPE_BF16 ? 0x1p-133f : 0x1p-149f;
+    float most = type == QW_TYPE_F16 ? 65504.0f : 0x1.fep100f;
+    const float odd[] = {least, -least, most, -most, 0.0f, -0.0f, 1.0f};
+    if (fill >= 0) return odd[(size_t)fill % (sizeof odd / sizeof *odd)];
+    return ca_rand_normal(ctx) * exp2f((float)ca_rand_below(ctx, 16) - 12.0f);
+}
+
+static void fill_floats(ca_ctx *ctx, qw_type type, int fill, uint8_t *rows, size_t bytes)
+{
+    size_t size = qw_type_get(type)->block_bytes;
+    for (size_t at = 0; at < bytes; at += size) {
+        float f = float_weight(ctx, type, fill);
+        uint16_t h = type == QW_TYPE_F16 ? qw_f32_to_half(f) : qw_f32_to_bf16(f);
+        memcpy(rows + at, size == 4 ? (const void *)&f : (const void *)&h, size);
+    }
+}
+
 /* Rows of blocks whose quants and integer scales are random bytes (fill < 0) or all equal to fill; their
- * half scales are finite and of both signs. */
+ * half scales and exponents are finite, the halves of both signs. Of float types see float_weight. */
 static void fill_rows(ca_ctx *ctx, qw_type type, int fill, uint8_t *rows, size_t bytes)
 {
     size_t block = qw_type_get(type)->block_bytes, at[2], n = scale_offsets(type, at);
+    if (is_float(type)) {
+        fill_floats(ctx, type, fill, rows, bytes);
+        return;
+    }
     if (fill < 0)
         ca_fill_bytes(ctx, rows, bytes);
     else
         memset(rows, fill, bytes);
-    for (size_t b = 0; b < bytes; b += block)
+    for (size_t b = 0; b < bytes; b += block) {
+        if (type == QW_TYPE_MXFP4) rows[b] = (uint8_t)ca_rand_below(ctx, 200); /* subnormal scales too */
         for (size_t i = 0; i < n; i++) {
             qw_half h = qw_f32_to_half(ca_rand_normal(ctx) * 0.01f);
             memcpy(rows + b + at[i], &h, sizeof h);
         }
+    }
 }
 
 typedef enum pattern { RANDOM, ALL_PLUS, ALL_MINUS, ALTERNATING, N_PATTERNS } pattern;
@@ -107,20 +145,40 @@ static void check_shape(ca_ctx *ctx, qw_type type, int fill, pattern p, size_t n
     ca_buf_free(&x);
 }
 
+/* Elements of some blocks: at least n. */
+static size_t elements(qw_type type, size_t n)
+{
+    size_t block = qw_type_get(type)->block_n;
+    return (n + block - 1) / block * block;
+}
+
+/* The least k from which eight groups are multiplied in parts along k, in several parts for `parts` > 1: the x86 walk
+ * keeps 192 KiB of weights in L2. */
+static size_t long_k(qw_type type, double parts)
+{
+    size_t block = qw_type_get(type)->block_n;
+    double group_bytes = (double)qw_pack_group_bytes(qw_pack_of(type), 256);
+    return elements(type, (size_t)(parts * (192 << 10) / 8 / group_bytes * 256) + block);
+}
+
 static void check_products(ca_ctx *ctx, qw_type type)
 {
     static const int fills[] = {-1, 0xff, 0x00, 0x0f, 0xf0, 0x80, 0x7f};
     size_t block = qw_type_get(type)->block_n;
     for (size_t n_cols = 1; n_cols <= N_COLS_MAX; n_cols++)
         check_shape(ctx, type, -1, RANDOM, 1 + ca_rand_below(ctx, N_GROUPS_MAX),
-                    block * (1 + ca_rand_below(ctx, block == 32 ? 40 : 6)), n_cols, n_cols);
+                    block * (1 + ca_rand_below(ctx, block == 32 ? 40 : block == 1 ? 300 : 6)), n_cols, n_cols);
     for (size_t n_blocks = 1; n_blocks <= 5; n_blocks++)
         check_shape(ctx, type, -1, RANDOM, n_blocks, block * n_blocks, 1, 9);
     for (size_t f = 0; f < sizeof fills / sizeof fills[0]; f++)
-        for (pattern p = RANDOM; p < N_PATTERNS; p++) check_shape(ctx, type, fills[f], p, 2, block * 3, 1, 8);
+        for (pattern p = RANDOM; p < N_PATTERNS; p++) check_shape(ctx, type, fills[f], p, 2, elements(type, 90), 1, 8);
     /* Long rows, and groups enough for several chunks. */
     check_shape(ctx, type, -1, RANDOM, 2, 4864, 1, 3);
     check_shape(ctx, type, -1, RANDOM, 40, 1536, 20, 20);
+    /* Rows so long that a chunk is multiplied in parts along k: two, three, and of a single group. */
+    check_shape(ctx, type, -1, RANDOM, 9, long_k(type, 1.0), 13, 14);
+    check_shape(ctx, type, -1, RANDOM, 8, long_k(type, 2.1), 9, 9);
+    check_shape(ctx, type, -1, RANDOM, 1, long_k(type, 8.0), 17, 17);
 }
 
 /* ---- activations -------------------------------------------------------------------------------- */
@@ -143,11 +201,11 @@ static void check_activations(ca_ctx *ctx, qw_act act)
 {
     static const float odd[] = {NAN, -NAN, INFINITY, -INFINITY, FLT_MAX,
                                 -FLT_MAX, FLT_MIN, 1e-45f, -0.0f, 0x1p-120f};
-    size_t group = act == QW_ACT_Q8_32 ? 32 : 256;
+    size_t group = qw_act_group(act), n_most = act == QW_ACT_F32 ? 12 * 256 : 12;
     float *x = calloc(12 * 256 + 1, sizeof *x), *at = x + 1; /* not on a vector's boundary */
     if (!x) exit(2);
     for (size_t round = 0; round < 60; round++) {
-        size_t k = group * (1 + ca_rand_below(ctx, 12));
+        size_t k = group * (1 + ca_rand_below(ctx, (uint32_t)n_most));
         ca_fill_normal(ctx, at, k, exp2f((float)ca_rand_below(ctx, 60) - 40.0f));
         check_record(ctx, act, at, k, "random");
         for (size_t i = 0; i < k; i++) at[i] = (float)((int)ca_rand_below(ctx, 254) - 127) + 0.5f;
@@ -174,7 +232,7 @@ void check_gemm(ca_ctx *ctx)
 
 /* ---- packers: the product of packed rows is the product of the dequantised rows ------------------ */
 
-/* The largest error that quantised activations may cause: half a step for each element. */
+/* The largest error that quantised activations may cause: half a step for each element; and that of the sum. */
 static double error_bound(const float *w, const float *x, size_t k, size_t group)
 {
     double bound = 0.0;
@@ -185,7 +243,8 @@ static double error_bound(const float *w, const float *x, size_t k, size_t group
             w_abs += fabs((double)w[j]);
             product += fabs((double)w[j] * (double)x[j]);
         }
-        bound += w_abs * amax / 127.0 * 0.5001 + product * 1e-5;
+        if (group > 1) bound += w_abs * amax / 127.0 * 0.5001;
+        bound += product * 1e-5;
     }
     return bound;
 }
@@ -209,7 +268,7 @@ static void check_packed_rows(ca_ctx *ctx, qw_type type, size_t n_rows, size_t k
         if (r < n_rows) {
             qw_dequantize_row(type, (uint8_t *)rows.data + r * row_bytes, w, k);
             for (size_t i = 0; i < k; i++) want += (double)w[i] * (double)x[i];
-            bound = error_bound(w, x, k, act == QW_ACT_Q8_32 ? 32 : 256);
+            bound = error_bound(w, x, k, qw_act_group(act));
         }
         ca_check(ctx, fabs((double)out[r] - want) <= bound,
                  "pack %s k %zu, %zu rows: row %zu gives %.9g, its dequantised row %.9g, bound %.3g",
@@ -228,11 +287,13 @@ void check_pack(ca_ctx *ctx)
     for (size_t i = 0; i < N_TYPES; i++) {
         size_t block = qw_type_get(types[i])->block_n;
         for (size_t n_rows = 1; n_rows <= ROWS; n_rows++)
-            check_packed_rows(ctx, types[i], n_rows, block * (1 + ca_rand_below(ctx, 7)));
+            check_packed_rows(ctx, types[i], n_rows, block * (1 + ca_rand_below(ctx, is_float(types[i]) ? 90 : 7)));
         qw_pack pack = qw_pack_of(types[i]);
         ca_check(ctx, qw_pack_group_bytes(pack, 4864) % 64 == 0 && qw_pack_group_bytes(pack, block * 3) % 64 == 0,
                  "pack %s: group sizes are not multiples of 64", qw_pack_name(pack));
     }
-    ca_check(ctx, qw_pack_of(QW_TYPE_F32) == QW_PACK_NONE && qw_pack_of(QW_TYPE_Q4_1) == QW_PACK_NONE,
-             "pack: a type without a packed form has one");
+    for (uint32_t type = 0; type < QW_TYPE_LIMIT; type++) {
+        bool known = qw_type_get(type)->name != NULL, packed = qw_pack_of((qw_type)type) != QW_PACK_NONE;
+        ca_check(ctx, packed == known, "pack: type %u %s", type, known ? "has no form" : "is none, but has a form");
+    }
 }

@@ -1,9 +1,10 @@
 /* checkasm.c: checks every kernel of every instruction-set level of this machine against the reference.
  *
- *   checkasm [--seed N] [--level NAME] [--bench [FILTER]] [--threads N] [--k N]
+ *   checkasm [--seed N] [--level NAME] [--quick] [--list] [--bench [FILTER]] [--threads N] [--k N]
  *
  * Prints one line per failure and "N passed, M failed" at the end; exit code 1 when something failed.
- * --bench runs the benchmarks instead, of the slots whose "level name" contains FILTER.
+ * --quick leaves out the large shapes and most repetitions: for emulators. --list says which levels the program has and
+ * which of them run here. --bench runs the benchmarks instead, of the slots whose "level name" contains FILTER.
  * In the manner of dav1d's program of this name: the table is raised one level at a time.
  */
 #include "checkasm.h"
@@ -140,11 +141,13 @@ typedef struct options {
     int threads;
     size_t k;
     int level; /* -1: all */
+    bool quick, list;
 } options;
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: checkasm [--seed N] [--level NAME] [--bench [FILTER]] [--threads N] [--k N]\n");
+    fprintf(stderr, "usage: checkasm [--seed N] [--level NAME] [--quick] [--list] [--bench [FILTER]] [--threads N] "
+                    "[--k N]\n");
     return 2;
 }
 
@@ -156,6 +159,10 @@ static bool parse(int argc, char **argv, options *out)
         if (strcmp(argv[i], "--bench") == 0) {
             out->bench = true;
             if (next && strncmp(next, "--", 2) != 0) out->filter = argv[++i];
+            continue;
+        }
+        if (strcmp(argv[i], "--quick") == 0 || strcmp(argv[i], "--list") == 0) {
+            *(argv[i][2] == 'q' ? &out->quick : &out->list) = true;
             continue;
         }
         if (!next) return false;
@@ -195,10 +202,18 @@ static void run_level(ca_ctx *ctx, const options *opt, int isa)
     printf("%s: %d passed, %d failed\n", qw_isa_name((qw_isa)isa), ctx->passed - passed, ctx->failed - failed);
 }
 
+static int list_levels(void)
+{
+    for (int isa = 0; isa < QW_ISA_COUNT; isa++)
+        printf("%s %s\n", qw_isa_name((qw_isa)isa), isa <= (int)qw_cpu_isa() ? "runs here" : "does not run here");
+    return 0;
+}
+
 int main(int argc, char **argv)
 {
     options opt;
     if (!parse(argc, argv, &opt)) return usage();
+    if (opt.list) return list_levels();
     setvbuf(stdout, NULL, _IOLBF, 0);
     ca_ctx ctx = {
         .ref = qw_kernels_get(QW_ISA_REF),
@@ -206,6 +221,7 @@ int main(int argc, char **argv)
         .filter = opt.filter,
         .threads = opt.threads,
         .k = opt.k,
+        .quick = opt.quick,
     };
     printf("checkasm: %s, up to %s, seed %llu\n", qw_cpu_name(), qw_isa_name(qw_cpu_isa()),
            (unsigned long long)opt.seed);

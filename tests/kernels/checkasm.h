@@ -22,6 +22,7 @@ typedef struct ca_ctx {
     const char *filter;    /* --bench FILTER, or NULL */
     int threads;           /* --threads of benchmarks, at least 1 */
     size_t k;              /* --k of matrix benchmarks: a multiple of 256 */
+    bool quick;            /* --quick: an emulator runs this, leave out what takes long */
     int passed, failed;
 } ca_ctx;
 

@@ -1086,7 +1086,7 @@ static void assert_corrupt(const qw_err *err)
     assert_non_null(strstr(err->text, "changed"));
 }
 
-/* Exact mode reads its weights from the file; the default mode the embedding, and what has no packed form. */
+/* Exact mode reads its weights from the file; the default mode the embedding. */
 static void test_shrinks_between(void **state)
 {
     (void)state;

@@ -174,8 +174,8 @@ static qw_status verify(const char *path, const char *cache_dir, qw_err *err)
 static void test_made_once(void **state)
 {
     (void)state;
-    static const char *const models[] = {Q4KM, MIX};
-    for (size_t m = 0; m < 2; m++) {
+    static const char *const models[] = {Q4KM, MIX, F32};
+    for (size_t m = 0; m < 3; m++) {
         result memory, built, mapped;
         qw_err err;
         const char *cache = new_cache();
@@ -197,20 +197,6 @@ static void test_made_once(void **state)
         assert_same_bits(&memory, &mapped);
         assert_int_equal(verify(models[m], cache, &err), QW_OK);
     }
-}
-
-static void test_nothing_to_pack(void **state)
-{
-    (void)state;
-    result memory, cached;
-    const char *cache = new_cache();
-    compute_well(F32, NULL, &memory);
-    compute_well(F32, cache, &cached);
-    assert_int_equal(memory.packed_bytes, 0);
-    assert_false(cached.mapped);
-    assert_string_equal(cached.note, "");
-    assert_int_equal(n_files(cache), 0);
-    assert_same_bits(&memory, &cached);
 }
 
 /* The number of threads that pack changes no byte. */
@@ -960,7 +946,7 @@ static void test_shrinks(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_made_once),        cmocka_unit_test(test_nothing_to_pack),
+        cmocka_unit_test(test_made_once),
         cmocka_unit_test(test_threads),          cmocka_unit_test(test_damaged_header),
         cmocka_unit_test(test_cut_or_longer),    cmocka_unit_test(test_of_another_model),
         cmocka_unit_test(test_model_replaced),   cmocka_unit_test(test_verify),

@@ -23,6 +23,7 @@ static size_t thread_scratch_bytes(const qw_cpu_sizes *s)
 static size_t act_buffer_bytes(const qw_cpu_sizes *s, qw_act act)
 {
     size_t k = round_up(s->k_max, 256);
+    if (!s->acts[act]) return 0;
     return round_up(qw_act_bytes(act, k) * s->n_rows_max, 4096);
 }
 
@@ -167,6 +168,7 @@ qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw
     cpu->n_threads = qw_pool_threads(pool);
     cpu->thread_bytes = thread_scratch_bytes(sizes);
     for (int a = 0; a < QW_ACT_COUNT; a++) {
+        if (!sizes->acts[a]) continue;
         QW_TRY_GOTO(qw_alloc_aligned(&cpu->act[a], act_buffer_bytes(sizes, (qw_act)a), "activations", err));
         QW_TRY_GOTO(qw_alloc_aligned(&cpu->act_gated[a], act_buffer_bytes(sizes, (qw_act)a), "activations", err));
     }

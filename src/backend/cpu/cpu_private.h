@@ -18,7 +18,7 @@ typedef struct qw_cpu {
     const qw_kernels *kernels;
     qw_cpu_sizes sizes;
     int n_threads;
-    uint8_t *act[QW_ACT_COUNT];       /* [n_rows_max] records of the current input */
+    uint8_t *act[QW_ACT_COUNT];       /* [n_rows_max] records of the current input; NULL: not wanted */
     uint8_t *act_gated[QW_ACT_COUNT]; /* the same of a gated product, while the current input is still read */
     uint8_t *scratch;           /* [n_threads][thread_bytes] */
     size_t thread_bytes;

@@ -129,12 +129,6 @@ static inline void mxfp4_levels(const uint8_t code[32], int8_t level[32])
     }
 }
 
-/* Half of 2^(e - 127), because the levels are doubled. Exponents 0 and 1 give float32 subnormals. */
-static inline float mxfp4_scale(uint8_t e)
-{
-    return half_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
-}
-
 static void dequantize_mxfp4(const void *src, float *restrict y, size_t n_blocks)
 {
     const qw_block_mxfp4 *b = src;

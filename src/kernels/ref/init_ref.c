@@ -5,6 +5,8 @@
 
 void qw_kernels_init_ref(qw_kernels *t)
 {
+    qw_act_init_ref(t);
     qw_gemm_init_ref(t);
+    qw_gemm_float_init_ref(t);
     qw_float_init_ref(t);
 }

@@ -426,6 +426,7 @@ static void quantize_q8_32(const float *x, size_t k, void *record)
         int32_t both = _mm_cvtsi128_si32(lanes);
         memcpy(a->neg_lane, &both, sizeof both);
         a->neg_sum = a->neg_lane[0] + a->neg_lane[1];
+        a->d_sum = a->d * (float)-a->neg_sum;
     }
     memset(a, 0, qw_act_bytes(QW_ACT_Q8_32, k) - n * sizeof *a);
 }
@@ -446,6 +447,16 @@ TILE_INLINE int sums_32(__m256i q, qw_act256 *a, size_t s)
     return sum[0] + sum[1];
 }
 
+/* The record's sums of 16 as 16-bit pairs. */
+TILE_INLINE void store_sums_16(qw_act256 *a)
+{
+    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8,
+                                           9, 12, 13, 10, 11, 14, 15);
+    __m256i neg = _mm256_packs_epi32(_mm256_srai_epi32(load(a->neg_sum16), 5), _mm256_srai_epi32(load(a->neg_sum16 + 8), 5));
+    __m256i sums = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_permute4x64_epi64(neg, 0xd8));
+    _mm256_storeu_si256((__m256i *)(void *)a->sum16, _mm256_shuffle_epi8(sums, order));
+}
+
 static void quantize_q8_256(const float *x, size_t k, void *record)
 {
     qw_act256 *a = record;
@@ -463,6 +474,7 @@ static void quantize_q8_256(const float *x, size_t k, void *record)
         }
         a->d = zero ? 0.0f : m / 127.0f;
         for (size_t i = 0; i < QW_SUBS; i++) a->sum32[i / 2][i % 2] = (int16_t)sum[qw_sum32_order[i]];
+        store_sums_16(a);
         memset(a->pad, 0, sizeof a->pad);
     }
 }

@@ -42,8 +42,9 @@ TILE_INLINE void dot4(int N, __m512i *isum, __m512i w, const int8_t *const *a, s
         isum[n] = _mm512_dpbusd_epi32(isum[n], w, _mm512_set1_epi32(tile_i32(a[n] + at)));
 }
 
-/* How the bits above the nibble are stored. */
-enum { HIGH_NONE, HIGH_1, HIGH_2 };
+/* How a quant is stored: bytes; a nibble, with one or two bits more in lines of their own; a nibble that is looked up in
+ * a table; two bits, with a third one in a line of its own. */
+typedef enum quant_kind { BYTES, NIBBLES, NIBBLES_1, NIBBLES_2, BOOK, PAIRS, PAIRS_1 } quant_kind;
 
 /* x shifted up by `by` bits, or down when negative: the instruction wants a literal. */
 TILE_INLINE __m512i shifted(__m512i x, int by)
@@ -56,60 +57,123 @@ TILE_INLINE __m512i shifted(__m512i x, int by)
     case 0: return x;
     case -1: return _mm512_srli_epi16(x, 1);
     case -2: return _mm512_srli_epi16(x, 2);
-    default: return _mm512_srli_epi16(x, 3);
+    case -3: return _mm512_srli_epi16(x, 3);
+    case -4: return _mm512_srli_epi16(x, 4);
+    case -5: return _mm512_srli_epi16(x, 5);
+    default: return _mm512_srli_epi16(x, 6);
     }
 }
 
-/* Word `j` of 32 elements: its nibbles plus field j of the line(s) of high bits. */
-TILE_INLINE __m512i with_high(int high, __m512i nibble, __m512i line, int j)
+/* low | the field at bit `from` of `line`, moved to bit `to`, where mask selects it. */
+TILE_INLINE __m512i with_field(__m512i low, const uint8_t *line, int from, int to, char mask)
 {
-    if (high == HIGH_NONE) return nibble;
-    int at = high == HIGH_1 ? j : 2 * (j % 4); /* where the field is; it belongs at bit 4 */
-    __m512i mask = _mm512_set1_epi8(high == HIGH_1 ? 0x10 : 0x30);
-    return _mm512_ternarylogic_epi32(nibble, shifted(line, 4 - at), mask, 0xf8); /* nibble | (shifted & mask) */
+    return _mm512_ternarylogic_epi32(low, shifted(load(line), to - from), _mm512_set1_epi8(mask), 0xf8);
 }
 
-/* isum[n] += the dot products of words [j0, j0 + n_words) of 32 elements. lines: the nibble lines, high
- * bits in front of them. */
-TILE_INLINE void dot_words(int high, int N, __m512i *isum, const uint8_t *lines, int j0, int n_words,
-                           const int8_t *const *a)
+/* Nibbles of word j: the low ones of a line for an even j, the high ones for an odd. */
+TILE_INLINE __m512i nibbles(const uint8_t *lines, int j)
 {
-    const __m512i low = _mm512_set1_epi8(15);
-    __m512i high_line = low;
-    if (high == HIGH_1) high_line = load(lines);
-    if (high == HIGH_2) high_line = load(lines + j0 / 4 * QW_LINE);
-    const uint8_t *nibble_lines = lines + (high == HIGH_NONE ? 0 : high == HIGH_1 ? 1 : 2) * QW_LINE;
-    TILE_UNROLL
-    for (int j = j0; j < j0 + n_words; j += 2) {
-        const uint8_t *line = nibble_lines + j / 2 * QW_LINE;
-        __m512i x = load(line);
-        __m512i lo = with_high(high, _mm512_and_si512(x, low), high_line, j);
-        dot4(N, isum, lo, a, (size_t)(4 * j));
-        __m512i hi = with_high(high, _mm512_and_si512(_mm512_srli_epi16(x, 4), low), high_line, j + 1);
-        dot4(N, isum, hi, a, (size_t)(4 * j + 4));
+    __m512i x = load(lines + j / 2 * QW_LINE);
+    return _mm512_and_si512(j % 2 == 0 ? x : _mm512_srli_epi16(x, 4), _mm512_set1_epi8(15));
+}
+
+TILE_INLINE __m512i pairs(const uint8_t *lines, int j)
+{
+    return _mm512_and_si512(shifted(load(lines + j / 4 * QW_LINE), -(2 * (j % 4))), _mm512_set1_epi8(3));
+}
+
+/* Word j of 32 elements, unsigned. lines: where they begin; book: for BOOK. */
+TILE_INLINE __m512i word(quant_kind kind, const uint8_t *lines, int j, __m512i book)
+{
+    switch (kind) {
+    case BYTES: return load(lines + j * QW_LINE);
+    case NIBBLES: return nibbles(lines, j);
+    case NIBBLES_1: return with_field(nibbles(lines + QW_LINE, j), lines, j, 4, 0x10);
+    case NIBBLES_2: return with_field(nibbles(lines + 2 * QW_LINE, j), lines + j / 4 * QW_LINE, 2 * (j % 4), 4, 0x30);
+    case BOOK: return _mm512_shuffle_epi8(book, nibbles(lines, j));
+    case PAIRS: return pairs(lines, j);
+    default: return with_field(pairs(lines + QW_LINE, j), lines, j, 2, 4);
     }
 }
 
-/* ---- one scale for 32: Q4_0, Q5_0, Q8_0 --------------------------------------------------------- */
-
-TILE_INLINE void dot_bytes(int N, __m512i *isum, const uint8_t *words, const int8_t *const *a)
+/* Bytes of 32 elements. */
+TILE_INLINE size_t quant_bytes(quant_kind kind)
 {
-    TILE_UNROLL
-    for (int j = 0; j < QW_WORDS; j++) dot4(N, isum, load(words + j * QW_LINE), a, (size_t)(4 * j));
+    switch (kind) {
+    case BYTES: return QW_Q8_BYTES;
+    case NIBBLES_1: return QW_Q5_BYTES;
+    case NIBBLES_2: return QW_Q6_BYTES;
+    case PAIRS: return QW_Q2_BYTES;
+    case PAIRS_1: return QW_Q3_BYTES;
+    default: return QW_Q4_BYTES;
+    }
 }
 
-TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
-                          size_t act_bytes, float *out, size_t ld_out)
+/* isum[n] += the dot products of words [j0, j0 + n_words) of 32 elements. */
+TILE_INLINE void dot_words(quant_kind kind, int N, __m512i *isum, const uint8_t *lines, int j0, int n_words,
+                           __m512i book, const int8_t *const *a)
 {
-    const size_t block_bytes = form == QW_PACK_Q4_0   ? QW_Q4_BYTES
-                               : form == QW_PACK_Q5_0 ? QW_Q5_BYTES
-                                                      : QW_Q8_BYTES;
-    const unsigned offset_shift = form == QW_PACK_Q4_0 ? 3 : form == QW_PACK_Q5_0 ? 4 : 7;
-    const uint8_t *scales = group + part.b0 * QW_HALF_LINE;
-    const uint8_t *w = group + qw_scales_bytes(part.n_blocks) + part.b0 * block_bytes, *ahead = w + part.ahead;
+    TILE_UNROLL
+    for (int j = j0; j < j0 + n_words; j++) dot4(N, isum, word(kind, lines, j, book), a, (size_t)(4 * j));
+}
+
+TILE_INLINE __m512i book_of(qw_pack form)
+{
+    const uint8_t *book = form == QW_PACK_MXFP4 ? qw_book_mxfp4 : qw_book_iq4;
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)book));
+}
+
+/* ---- blocks of 32: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, MXFP4 ---------------------------------- */
+
+/* The form's quants; unsigned weights are 2^shift above the signed ones, or not (0). */
+TILE_INLINE quant_kind kind_32(qw_pack form)
+{
+    switch (form) {
+    case QW_PACK_Q5_0:
+    case QW_PACK_Q5_1: return NIBBLES_1;
+    case QW_PACK_Q8_0: return BYTES;
+    case QW_PACK_IQ4_NL:
+    case QW_PACK_MXFP4: return BOOK;
+    default: return NIBBLES;
+    }
+}
+
+TILE_INLINE unsigned shift_32(qw_pack form)
+{
+    switch (form) {
+    case QW_PACK_Q4_0: return 3;
+    case QW_PACK_Q5_0: return 4;
+    case QW_PACK_Q8_0: return 7;
+    case QW_PACK_IQ4_NL: return QW_BOOK_IQ4_SHIFT;
+    case QW_PACK_MXFP4: return QW_BOOK_MXFP4_SHIFT;
+    default: return 0;
+    }
+}
+
+/* Half of 2^(e - 127): below e = 2 a subnormal number. */
+TILE_INLINE __m512 exponents(const uint8_t *p)
+{
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m512i normal = _mm512_slli_epi32(_mm512_sub_epi32(e, _mm512_set1_epi32(1)), 23);
+    __m512i subnormal = _mm512_sllv_epi32(_mm512_set1_epi32(0x00200000), e);
+    __mmask16 small = _mm512_cmplt_epi32_mask(e, _mm512_set1_epi32(2));
+    return _mm512_castsi512_ps(_mm512_mask_mov_epi32(normal, small, subnormal));
+}
+
+TILE_INLINE void tile_32(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
+                         size_t act_bytes, float *out, size_t ld_out)
+{
+    const quant_kind kind = kind_32(form);
+    const bool minimum = form == QW_PACK_Q4_1 || form == QW_PACK_Q5_1;
+    const size_t front = minimum ? 0 : form == QW_PACK_MXFP4 ? QW_BYTE_LINE : QW_HALF_LINE;
+    const size_t head = minimum ? sizeof(qw_packed_q1) : 0, block_bytes = head + quant_bytes(kind);
+    const size_t fronts = form == QW_PACK_MXFP4 ? qw_exponents_bytes(part.n_blocks) : qw_scales_bytes(part.n_blocks);
+    const __m512i book = book_of(form);
+    const uint8_t *scales = group + part.b0 * front;
+    const uint8_t *w = group + (minimum ? 0 : fronts) + part.b0 * block_bytes, *ahead = w + part.ahead;
     __m512 acc[N_MAX];
     begin(N, acc, part, out, ld_out);
-    for (size_t b = part.b0; b < part.b1; b++, w += block_bytes, scales += QW_HALF_LINE) {
+    for (size_t b = part.b0; b < part.b1; b++, w += block_bytes, scales += front) {
         const qw_act32 *rec[N_MAX];
         const int8_t *a[N_MAX];
         __m512i isum[N_MAX];
@@ -117,22 +181,23 @@ TILE_INLINE void tile_q32(qw_pack form, int N, const uint8_t *group, tile_part p
         for (int n = 0; n < N; n++) {
             rec[n] = (const qw_act32 *)(act + (size_t)n * act_bytes) + b;
             a[n] = rec[n]->q;
-            isum[n] = _mm512_slli_epi32(_mm512_set1_epi32(rec[n]->neg_sum), offset_shift);
+            isum[n] = minimum ? _mm512_setzero_si512()
+                              : _mm512_slli_epi32(_mm512_set1_epi32(rec[n]->neg_sum), shift_32(form));
         }
-        ahead = tile_prefetch(ahead, block_bytes + QW_HALF_LINE);
-        if (form == QW_PACK_Q8_0)
-            dot_bytes(N, isum, w, a);
-        else
-            dot_words(form == QW_PACK_Q5_0 ? HIGH_1 : HIGH_NONE, N, isum, w, 0, QW_WORDS, a);
-        __m512 dw = halves(scales);
+        ahead = tile_prefetch(ahead, block_bytes + front);
+        dot_words(kind, N, isum, w + head, 0, QW_WORDS, book, a);
+        __m512 d = form == QW_PACK_MXFP4 ? exponents(scales) : halves(minimum ? w : scales);
+        __m512 m = minimum ? halves(w + QW_HALF_LINE) : d;
         TILE_UNROLL
-        for (int n = 0; n < N; n++)
-            acc[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[n]), _mm512_mul_ps(dw, _mm512_set1_ps(rec[n]->d)), acc[n]);
+        for (int n = 0; n < N; n++) {
+            acc[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[n]), _mm512_mul_ps(d, _mm512_set1_ps(rec[n]->d)), acc[n]);
+            if (minimum) acc[n] = _mm512_fmadd_ps(m, _mm512_set1_ps(rec[n]->d_sum), acc[n]);
+        }
     }
     store(N, acc, out, ld_out);
 }
 
-/* ---- one scale for 256, 6-bit scales and minima for 32: Q4_K, Q5_K ------------------------------ */
+/* ---- blocks of 256, scales for 32: Q4_K, Q5_K, IQ4_XS -------------------------------------------- */
 
 /* t -= minima * sums of activations, of a block */
 TILE_INLINE void subtract_minima(int N, __m512 *t, const qw_act256 *const *rec, const qw_packed_kq *head)
@@ -187,7 +252,8 @@ TILE_INLINE void begin_block(int N, const uint8_t *act, size_t act_bytes, size_t
 TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                          size_t act_bytes, float *out, size_t ld_out)
 {
-    const size_t sub_bytes = form == QW_PACK_Q4_K ? QW_Q4_BYTES : QW_Q5_BYTES;
+    const quant_kind kind = form == QW_PACK_Q4_K ? NIBBLES : NIBBLES_1;
+    const size_t sub_bytes = quant_bytes(kind);
     const __m512i six = _mm512_set1_epi8(63), byte = _mm512_set1_epi32(255);
     __m512 acc[N_MAX];
     begin(N, acc, part, out, ld_out);
@@ -210,7 +276,7 @@ TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part pa
                 ahead = tile_prefetch(ahead, sub_bytes);
                 TILE_UNROLL
                 for (int n = 0; n < N; n++) isum[n] = _mm512_setzero_si512();
-                dot_words(form == QW_PACK_Q5_K ? HIGH_1 : HIGH_NONE, N, isum, w, 0, QW_WORDS, a);
+                dot_words(kind, N, isum, w, 0, QW_WORDS, six, a);
                 __m512 scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(scales, byte)));
                 scales = _mm512_srli_epi32(scales, 8);
                 add_scaled(N, t, isum, scale);
@@ -226,38 +292,128 @@ TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part pa
     store(N, acc, out, ld_out);
 }
 
-/* ---- one scale for 256, 8-bit scales for 16: Q6_K ----------------------------------------------- */
-
-TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
-                          size_t act_bytes, float *out, size_t ld_out)
+/* -128 * sum of the 32 activations of sub-block s, from the record's -32 * sums of 16. */
+TILE_INLINE __m512i book_offset(const qw_act256 *rec, int s)
 {
-    (void)form;
-    const uint8_t *halves_at = group + part.b0 * QW_HALF_LINE;
-    const uint8_t *block = group + qw_scales_bytes(part.n_blocks) + part.b0 * QW_Q6K_BYTES, *ahead = block + part.ahead;
+    __m512i both = _mm512_add_epi32(_mm512_set1_epi32(rec->neg_sum16[2 * s]), _mm512_set1_epi32(rec->neg_sum16[2 * s + 1]));
+    return _mm512_slli_epi32(both, 2);
+}
+
+TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
+                            size_t act_bytes, float *out, size_t ld_out)
+{
+    const __m512i book = book_of(form), four = _mm512_set1_epi32(15), two = _mm512_set1_epi32(0x30);
+    const __m512 offset = _mm512_set1_ps(32.0f);
+    const qw_packed_iq4xs *block = (const qw_packed_iq4xs *)group + part.b0;
+    const uint8_t *ahead = (const uint8_t *)block + part.ahead;
     __m512 acc[N_MAX];
     begin(N, acc, part, out, ld_out);
-    for (size_t b = part.b0; b < part.b1; b++, block += QW_Q6K_BYTES, halves_at += QW_HALF_LINE) {
-        const qw_packed_q6k *src = (const qw_packed_q6k *)block;
+    for (size_t b = part.b0; b < part.b1; b++, block++) {
         const qw_act256 *rec[N_MAX];
         const int8_t *a[N_MAX];
-        __m512 t[N_MAX], d = halves(halves_at);
+        __m512 t[N_MAX], d = halves(block->d), d_offset = _mm512_mul_ps(d, offset);
+        __m512i low = load(block->scale_low);
+        __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)block->scale_high));
+        high = _mm512_slli_epi32(high, 4);
         begin_block(N, act, act_bytes, b, rec, a, t);
-        ahead = tile_prefetch(ahead, QW_HALF_LINE);
+        ahead = tile_prefetch(ahead, sizeof *block - sizeof block->quants);
+        TILE_ROLLED
+        for (int s = 0; s < QW_SUBS; s++) {
+            __m512i isum[N_MAX];
+            ahead = tile_prefetch(ahead, QW_Q4_BYTES);
+            TILE_UNROLL
+            for (int n = 0; n < N; n++) isum[n] = book_offset(rec[n], s);
+            dot_words(BOOK, N, isum, block->quants[s], 0, QW_WORDS, book, a);
+            __m512i scale = _mm512_ternarylogic_epi32(_mm512_and_si512(low, four), high, two, 0xf8);
+            low = _mm512_srli_epi32(low, 4);
+            high = _mm512_srli_epi32(high, 2);
+            /* d * (scale - 32): exact, like every product of a half and a small integer */
+            add_scaled(N, t, isum, _mm512_fmsub_ps(d, _mm512_cvtepi32_ps(scale), d_offset));
+            TILE_UNROLL
+            for (int n = 0; n < N; n++) a[n] += 32;
+        }
+        add_block(N, acc, t, rec);
+    }
+    store(N, acc, out, ld_out);
+}
+
+/* ---- blocks of 256, scales for 16: Q2_K, Q3_K, Q6_K ---------------------------------------------- */
+
+/* t -= minima * sums of activations, of a block of Q2_K */
+TILE_INLINE void subtract_minima_16(int N, __m512 *t, const qw_act256 *const *rec, const qw_packed_q2k *block)
+{
+    const __m512i even = _mm512_set1_epi32(0x000f000f);
+    __m512i m[8];
+    TILE_UNROLL
+    for (int v = 0; v < 4; v++) {
+        __m512i x = load(block->scales[v]);
+        m[2 * v] = _mm512_and_si512(_mm512_srli_epi32(x, 4), even);
+        m[2 * v + 1] = _mm512_and_si512(_mm512_srli_epi32(x, 12), even);
+    }
+    __m512 dmin = halves(block->dmin);
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) {
+        __m512i msum = _mm512_setzero_si512();
+        TILE_UNROLL
+        for (int i = 0; i < 8; i++)
+            msum = _mm512_dpwssd_epi32(msum, m[i], _mm512_set1_epi32(tile_i32(rec[n]->sum16[i])));
+        t[n] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum), dmin, t[n]);
+    }
+}
+
+/* The scales of 16s 4v to 4v + 3 as signed bytes. lines: where the block's scales begin. */
+TILE_INLINE __m512i scales_16(qw_pack form, const uint8_t *lines, int v)
+{
+    const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(3);
+    if (form == QW_PACK_Q6_K) return load(lines + v * QW_LINE);
+    if (form == QW_PACK_Q2_K) return _mm512_and_si512(load(lines + v * QW_LINE), _mm512_set1_epi8(15));
+    __m512i x;
+    if (v < 3) {
+        x = _mm512_and_si512(load(lines + v * QW_LINE), six);
+    } else {
+        x = _mm512_and_si512(_mm512_srli_epi16(load(lines), 6), two);
+        x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi16(load(lines + QW_LINE), 4), _mm512_slli_epi16(two, 2), 0xf8);
+        x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi16(load(lines + 2 * QW_LINE), 2), _mm512_slli_epi16(two, 4), 0xf8);
+    }
+    return _mm512_sub_epi8(x, _mm512_set1_epi8(32));
+}
+
+TILE_INLINE void tile_k16(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
+                          size_t act_bytes, float *out, size_t ld_out)
+{
+    const quant_kind kind = form == QW_PACK_Q2_K ? PAIRS : form == QW_PACK_Q3_K ? PAIRS_1 : NIBBLES_2;
+    const size_t sub_bytes = quant_bytes(kind);
+    const size_t head = form == QW_PACK_Q2_K ? 64 : 0; /* halves in the block, else in front of all */
+    const size_t scale_bytes = form == QW_PACK_Q3_K ? 3 * QW_LINE : 4 * QW_LINE;
+    const size_t block_bytes = head + scale_bytes + QW_SUBS * sub_bytes;
+    const uint8_t *d_at = group + part.b0 * QW_HALF_LINE;
+    const uint8_t *block = group + (head ? 0 : qw_scales_bytes(part.n_blocks)) + part.b0 * block_bytes;
+    const uint8_t *ahead = block + part.ahead;
+    __m512 acc[N_MAX];
+    begin(N, acc, part, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, d_at += QW_HALF_LINE) {
+        const uint8_t *scale_lines = block + head, *w = scale_lines + scale_bytes;
+        const qw_act256 *rec[N_MAX];
+        const int8_t *a[N_MAX];
+        __m512 t[N_MAX], d = halves(head ? block : d_at);
+        begin_block(N, act, act_bytes, b, rec, a, t);
+        ahead = tile_prefetch(ahead, (head ? head : QW_HALF_LINE) + scale_bytes);
         TILE_ROLLED
         for (int v = 0; v < 4; v++) {
-            __m512i scales = load(src->scales[v]);
-            ahead = tile_prefetch(ahead, QW_LINE);
+            __m512i scales = scales_16(form, scale_lines, v);
             TILE_ROLLED
-            for (int s = 0; s < 2; s++) {
-                const uint8_t *w = src->quants[2 * v + s];
-                ahead = tile_prefetch(ahead, QW_Q6_BYTES);
+            for (int s = 0; s < 2; s++, w += sub_bytes) {
+                ahead = tile_prefetch(ahead, sub_bytes);
                 TILE_UNROLL
                 for (int half = 0; half < 2; half++) {
                     __m512i isum[N_MAX];
                     TILE_UNROLL
-                    for (int n = 0; n < N; n++)
-                        isum[n] = _mm512_set1_epi32(rec[n]->neg_sum16[4 * v + 2 * s + half]);
-                    dot_words(HIGH_2, N, isum, w, 4 * half, 4, a);
+                    for (int n = 0; n < N; n++) {
+                        isum[n] = _mm512_set1_epi32(rec[n]->neg_sum16[4 * v + 2 * s + half]); /* -32 * sum */
+                        if (form == QW_PACK_Q3_K) isum[n] = _mm512_srai_epi32(isum[n], 3);
+                        if (form == QW_PACK_Q2_K) isum[n] = _mm512_setzero_si512();
+                    }
+                    dot_words(kind, N, isum, w, 4 * half, 4, scales, a);
                     __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(scales, 24), 24);
                     scales = _mm512_srli_epi32(scales, 8);
                     add_scaled(N, t, isum, _mm512_mul_ps(d, _mm512_cvtepi32_ps(low)));
@@ -266,24 +422,39 @@ TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, tile_part p
                 for (int n = 0; n < N; n++) a[n] += 32;
             }
         }
+        if (form == QW_PACK_Q2_K) subtract_minima_16(N, t, rec, (const qw_packed_q2k *)block);
         add_block(N, acc, t, rec);
     }
     store(N, acc, out, ld_out);
 }
 
-GEMM_8(q4_0, QW_PACK_Q4_0, 32, tile_q32)
-GEMM_8(q5_0, QW_PACK_Q5_0, 32, tile_q32)
-GEMM_8(q8_0, QW_PACK_Q8_0, 32, tile_q32)
+GEMM_8(q4_0, QW_PACK_Q4_0, 32, tile_32)
+GEMM_8(q4_1, QW_PACK_Q4_1, 32, tile_32)
+GEMM_8(q5_0, QW_PACK_Q5_0, 32, tile_32)
+GEMM_8(q5_1, QW_PACK_Q5_1, 32, tile_32)
+GEMM_8(q8_0, QW_PACK_Q8_0, 32, tile_32)
+GEMM_8(iq4_nl, QW_PACK_IQ4_NL, 32, tile_32)
+GEMM_8(mxfp4, QW_PACK_MXFP4, 32, tile_32)
+GEMM_8(q2_k, QW_PACK_Q2_K, 256, tile_k16)
+GEMM_8(q3_k, QW_PACK_Q3_K, 256, tile_k16)
 GEMM_8(q4_k, QW_PACK_Q4_K, 256, tile_kq)
 GEMM_8(q5_k, QW_PACK_Q5_K, 256, tile_kq)
-GEMM_8(q6_k, QW_PACK_Q6_K, 256, tile_q6k)
+GEMM_8(q6_k, QW_PACK_Q6_K, 256, tile_k16)
+GEMM_8(iq4_xs, QW_PACK_IQ4_XS, 256, tile_iq4xs)
 
 void qw_gemm_init_avx512_vnni(qw_kernels *t)
 {
     t->gemm[QW_PACK_Q4_0] = gemm_q4_0;
+    t->gemm[QW_PACK_Q4_1] = gemm_q4_1;
     t->gemm[QW_PACK_Q5_0] = gemm_q5_0;
+    t->gemm[QW_PACK_Q5_1] = gemm_q5_1;
     t->gemm[QW_PACK_Q8_0] = gemm_q8_0;
+    t->gemm[QW_PACK_IQ4_NL] = gemm_iq4_nl;
+    t->gemm[QW_PACK_MXFP4] = gemm_mxfp4;
+    t->gemm[QW_PACK_Q2_K] = gemm_q2_k;
+    t->gemm[QW_PACK_Q3_K] = gemm_q3_k;
     t->gemm[QW_PACK_Q4_K] = gemm_q4_k;
     t->gemm[QW_PACK_Q5_K] = gemm_q5_k;
     t->gemm[QW_PACK_Q6_K] = gemm_q6_k;
+    t->gemm[QW_PACK_IQ4_XS] = gemm_iq4_xs;
 }

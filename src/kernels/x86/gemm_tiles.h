@@ -33,6 +33,7 @@ enum {
  * after what is read now: the stream's own continuation, or the same blocks of the next group. */
 typedef struct tile_part {
     size_t n_blocks, b0, b1, ahead;
+    size_t group_bytes; /* from a group to the next one */
 } tile_part;
 
 /* That part of a group times the N columns whose records start at act, act_bytes apart: 16 floats a column into
@@ -59,6 +60,7 @@ TILE_INLINE const uint8_t *tile_prefetch(const uint8_t *p, size_t bytes)
 /* What a walk needs to know of a form and a product. */
 typedef struct tile_walk {
     tile_fn *const *tiles; /* [1..n_max] instances */
+    tile_fn *const *pairs; /* the same for two groups at once, NULL where there is none; or NULL */
     size_t n_max;
     size_t group_bytes; /* packed */
     size_t act_bytes;   /* of a column of activations */
@@ -73,9 +75,12 @@ static void tile_chunk(const tile_walk *w, tile_part part, const uint8_t *packed
     size_t n_tiles = (w->n_cols + w->n_max - 1) / w->n_max;
     for (size_t t = 0, c = 0; t < n_tiles; t++) {
         size_t n = (w->n_cols - c + n_tiles - t - 1) / (n_tiles - t);
-        for (size_t g = 0; g < n_groups; g++)
-            w->tiles[n](packed + g * w->group_bytes, part, act + c * w->act_bytes, w->act_bytes,
-                        out + c * w->ld_out + g * QW_GROUP_ROWS, w->ld_out);
+        for (size_t g = 0, step; g < n_groups; g += step) {
+            step = w->pairs && w->pairs[n] && n_groups - g > 1 ? 2 : 1;
+            tile_fn *tile = step == 2 ? w->pairs[n] : w->tiles[n];
+            tile(packed + g * w->group_bytes, part, act + c * w->act_bytes, w->act_bytes,
+                 out + c * w->ld_out + g * QW_GROUP_ROWS, w->ld_out);
+        }
         c += n;
     }
 }
@@ -84,7 +89,7 @@ static void tile_chunk(const tile_walk *w, tile_part part, const uint8_t *packed
  * groups beat long ones of few: all activations are read once a chunk. */
 static void tile_gemm(const tile_walk *w, const uint8_t *packed, size_t n_groups, const uint8_t *act, float *out)
 {
-    tile_part part = {w->n_blocks, 0, w->n_blocks, TILE_PREFETCH};
+    tile_part part = {w->n_blocks, 0, w->n_blocks, TILE_PREFETCH, w->group_bytes};
     if (w->n_cols <= w->n_max) { /* the weights are read once, in order */
         tile_chunk(w, part, packed, n_groups, act, out);
         return;
@@ -95,7 +100,7 @@ static void tile_gemm(const tile_walk *w, const uint8_t *packed, size_t n_groups
         size_t n = n_groups - g < n_most ? n_groups - g : n_most;
         size_t n_parts = (n * w->group_bytes + TILE_CHUNK_BYTES - 1) / TILE_CHUNK_BYTES;
         if (n_parts > w->n_blocks) n_parts = w->n_blocks;
-        part.ahead = n_parts > 1 ? w->group_bytes : TILE_PREFETCH;
+        part.ahead = n_parts > 1 ? (w->pairs ? 2 : 1) * w->group_bytes : TILE_PREFETCH;
         for (size_t i = 0; i < n_parts; i++) {
             part.b0 = w->n_blocks * i / n_parts;
             part.b1 = w->n_blocks * (i + 1) / n_parts;

@@ -5,5 +5,6 @@
 
 void qw_kernels_init_avx512(qw_kernels *t)
 {
+    qw_gemm_float_init_avx512(t);
     qw_float_init_avx512(t);
 }

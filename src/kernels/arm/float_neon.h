@@ -1,0 +1,69 @@
+/* float_neon.h: the project's exponential on 4 lanes and the fold of 64 partials, for the NEON files.
+ * Bit-equal to exp_ref(), fold_sum() and fold_max() of ref/float_ref.c. Any thread.
+ */
+#ifndef QW_KERNELS_ARM_FLOAT_NEON_H
+#define QW_KERNELS_ARM_FLOAT_NEON_H
+
+#include <arm_neon.h>
+#include <math.h>
+
+#include "kernels/exp_const.h"
+#include "kernels/kernels.h"
+
+enum { NEON_LANES = 4, NEON_VECS = 16 }; /* vectors that hold the 64 partials of a reduction, or the scores of a tile */
+
+/* Attention slots; called by qw_float_init_neon(). */
+void qw_attn_init_neon(qw_kernels *t);
+
+/* The larger one; the second where they compare equal or one is NaN. FMAX would make NaN of the latter. */
+static inline float32x4_t max_neon(float32x4_t a, float32x4_t b)
+{
+    return vbslq_f32(vcgtq_f32(a, b), a, b);
+}
+
+/* exp(x) for x <= QW_EXP_MAX or NaN. */
+static inline float32x4_t exp_neon_nonpos(float32x4_t x)
+{
+    const float32x4_t one = vdupq_n_f32(1.0f);
+    uint32x4_t under = vcltq_f32(x, vdupq_n_f32(QW_EXP_MIN)), number = vceqq_f32(x, x);
+    float32x4_t t = vfmaq_f32(vdupq_n_f32(QW_EXP_MAGIC), x, vdupq_n_f32(QW_EXP_LOG2E));
+    float32x4_t n = vsubq_f32(t, vdupq_n_f32(QW_EXP_MAGIC));
+    float32x4_t r = vfmaq_f32(x, n, vdupq_n_f32(-QW_EXP_LN2_HI));
+    r = vfmaq_f32(r, n, vdupq_n_f32(-QW_EXP_LN2_LO));
+    float32x4_t p = vfmaq_f32(vdupq_n_f32(QW_EXP_C5), vdupq_n_f32(QW_EXP_C6), r);
+    p = vfmaq_f32(vdupq_n_f32(QW_EXP_C4), p, r);
+    p = vfmaq_f32(vdupq_n_f32(QW_EXP_C3), p, r);
+    p = vfmaq_f32(vdupq_n_f32(QW_EXP_C2), p, r);
+    p = vfmaq_f32(one, p, r);
+    p = vfmaq_f32(one, p, r);
+    uint32x4_t scaled = vaddq_u32(vreinterpretq_u32_f32(p), vshlq_n_u32(vreinterpretq_u32_f32(t), 23));
+    /* All ones is a NaN: NaN arguments stay NaN, whatever the shifted bits made of them. */
+    return vreinterpretq_f32_u32(vornq_u32(vbicq_u32(scaled, under), number));
+}
+
+static inline float32x4_t exp_neon(float32x4_t x)
+{
+    uint32x4_t over = vcgtq_f32(x, vdupq_n_f32(QW_EXP_MAX));
+    return vbslq_f32(over, vdupq_n_f32(INFINITY), exp_neon_nonpos(x));
+}
+
+/* p: vector i holds partials 4 i .. 4 i + 3; destroyed */
+static inline float fold_neon_sum(float32x4_t p[NEON_VECS])
+{
+    for (int half = NEON_VECS / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) p[i] = vaddq_f32(p[i], p[i + half]);
+    float32x2_t x = vadd_f32(vget_low_f32(p[0]), vget_high_f32(p[0]));
+    return vget_lane_f32(x, 0) + vget_lane_f32(x, 1);
+}
+
+static inline float fold_neon_max(float32x4_t p[NEON_VECS])
+{
+    for (int half = NEON_VECS / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) p[i] = max_neon(p[i], p[i + half]);
+    float32x2_t lo = vget_low_f32(p[0]), hi = vget_high_f32(p[0]);
+    lo = vbsl_f32(vcgt_f32(lo, hi), lo, hi);
+    float a = vget_lane_f32(lo, 0), b = vget_lane_f32(lo, 1);
+    return a > b ? a : b;
+}
+
+#endif

@@ -11,7 +11,7 @@ static const size_t act_size[QW_ACT_COUNT] = {
     [QW_ACT_F32] = sizeof(float),
 };
 
-/* Records this far apart, or a multiple of it, meet in the same few lines of an L1 cache, which holds 8 to 12 of them. */
+/* Records so far apart, or a multiple, meet in the same few lines of an L1 cache, which has 8 to 12 places for them. */
 enum { CROWDED = 1024 };
 
 size_t qw_act_bytes(qw_act act, size_t k)

@@ -18,6 +18,7 @@ void qw_act_init_ref(qw_kernels *t);
 void qw_gemm_float_init_ref(qw_kernels *t);
 void qw_gemm_float_init_avx2(qw_kernels *t);
 void qw_gemm_float_init_avx512(qw_kernels *t);
+void qw_gemm_float_init_neon(qw_kernels *t);
 void qw_gemm_init_ref(qw_kernels *t);
 void qw_gemm_init_avx2(qw_kernels *t);
 void qw_gemm_init_avx512_vnni(qw_kernels *t);

@@ -325,10 +325,12 @@ static const pack_form forms[QW_PACK_COUNT] = {
     [QW_PACK_IQ4_NL] = {"iq4_nl", QW_TYPE_IQ4_NL, QW_ACT_Q8_32, HALVES, 0, QW_Q4_BYTES, read_iq4_nl, NULL, write_q4},
     [QW_PACK_MXFP4] = {"mxfp4", QW_TYPE_MXFP4, QW_ACT_Q8_32, EXPONENTS, 0, QW_Q4_BYTES, read_mxfp4, NULL, write_q4},
     [QW_PACK_Q2_K] = {"q2_k", QW_TYPE_Q2_K, QW_ACT_Q8_256, 0, 320, QW_Q2_BYTES, read_q2_k, write_q2k_head, write_q2},
-    [QW_PACK_Q3_K] = {"q3_k", QW_TYPE_Q3_K, QW_ACT_Q8_256, HALVES, 192, QW_Q3_BYTES, read_q3_k, write_q3k_head, write_q3},
+    [QW_PACK_Q3_K] = {"q3_k", QW_TYPE_Q3_K, QW_ACT_Q8_256, HALVES, 192, QW_Q3_BYTES, read_q3_k, write_q3k_head,
+                      write_q3},
     [QW_PACK_Q4_K] = {"q4_k", QW_TYPE_Q4_K, QW_ACT_Q8_256, 0, 256, QW_Q4_BYTES, read_q4_k, write_kq_head, write_q4},
     [QW_PACK_Q5_K] = {"q5_k", QW_TYPE_Q5_K, QW_ACT_Q8_256, 0, 256, QW_Q5_BYTES, read_q5_k, write_kq_head, write_q5},
-    [QW_PACK_Q6_K] = {"q6_k", QW_TYPE_Q6_K, QW_ACT_Q8_256, HALVES, 256, QW_Q6_BYTES, read_q6_k, write_q6k_head, write_q6},
+    [QW_PACK_Q6_K] = {"q6_k", QW_TYPE_Q6_K, QW_ACT_Q8_256, HALVES, 256, QW_Q6_BYTES, read_q6_k, write_q6k_head,
+                      write_q6},
     [QW_PACK_IQ4_XS] = {"iq4_xs", QW_TYPE_IQ4_XS, QW_ACT_Q8_256, 0, 128, QW_Q4_BYTES, read_iq4_xs, write_iq4xs_head,
                         write_q4},
     [QW_PACK_F32] = {.name = "f32", .type = QW_TYPE_F32, .act = QW_ACT_F32},
@@ -384,7 +386,8 @@ size_t qw_pack_group_bytes(qw_pack pack, size_t k)
     return front_bytes(form, n_blocks) + n_blocks * block_bytes(form);
 }
 
-static void pack_blocks(const pack_form *form, const uint8_t *src, size_t row_bytes, size_t n_rows, size_t k, uint8_t *dst)
+static void pack_blocks(const pack_form *form, const uint8_t *src, size_t row_bytes, size_t n_rows, size_t k,
+                        uint8_t *dst)
 {
     size_t n_blocks = k / block_n(form);
     uint8_t *front = dst, *out = dst + front_bytes(form, n_blocks);

@@ -3,7 +3,7 @@
  *   checkasm [--seed N] [--level NAME] [--quick] [--list] [--bench [FILTER]] [--threads N] [--k N]
  *
  * Prints one line per failure and "N passed, M failed" at the end; exit code 1 when something failed.
- * --quick leaves out the large shapes and most repetitions: for emulators. --list says which levels the program has and
+ * --quick leaves out large shapes, most repetitions and slots that a level has from the one below: for emulators. --list says which levels the program has and
  * which of them run here. --bench runs the benchmarks instead, of the slots whose "level name" contains FILTER.
  * In the manner of dav1d's program of this name: the table is raised one level at a time.
  */
@@ -189,6 +189,7 @@ static void run_level(ca_ctx *ctx, const options *opt, int isa)
 {
     if (opt->level >= 0 && opt->level != isa) return;
     ctx->t = qw_kernels_get((qw_isa)isa);
+    ctx->below = qw_kernels_get((qw_isa)(isa > 0 ? isa - 1 : 0));
     ctx->rng = ctx->seed * 0x100 + (uint64_t)isa;
     if (opt->bench) {
         for (size_t i = 0; i < COUNT(benches); i++) benches[i](ctx);

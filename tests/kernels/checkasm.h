@@ -17,12 +17,13 @@
 typedef struct ca_ctx {
     const qw_kernels *ref; /* the reference's table */
     const qw_kernels *t;   /* the level under test; equal to ref in check_pack */
+    const qw_kernels *below; /* the level below it */
     uint64_t rng;          /* state of ca_rand */
     uint64_t seed;         /* printed; --seed */
     const char *filter;    /* --bench FILTER, or NULL */
     int threads;           /* --threads of benchmarks, at least 1 */
     size_t k;              /* --k of matrix benchmarks: a multiple of 256 */
-    bool quick;            /* --quick: an emulator runs this, leave out what takes long */
+    bool quick;            /* --quick: an emulator runs this: leave out what takes long, and slots of the level below */
     int passed, failed;
 } ca_ctx;
 

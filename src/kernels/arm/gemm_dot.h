@@ -247,7 +247,7 @@ TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, size_t n_bl
     void qw_gemm_##name##_##level(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,      \
                                   float *out, size_t ld_out)                                                          \
     {                                                                                                                 \
-        TILE_WALK(name, form, block_n);                                                                               \
+        TILE_WALK(name, form, k / (block_n));                                                                                 \
     }
 #define GEMM_DOT_SLOTS(level)                              \
     GEMM_DOT_SLOT(level, q4_0, QW_PACK_Q4_0, 32, tile_q32) \

@@ -342,7 +342,7 @@ TILE_INLINE void tile_q6k(qw_pack form, int N, const uint8_t *group, size_t n_bl
         if (n_cols < N_MIN)                                                                                           \
             qw_gemm_##name##_dotprod(packed, n_groups, k, act, n_cols, out, ld_out);                                  \
         else                                                                                                          \
-            TILE_WALK(name, form, block_n); /* more columns than N_MAX make tiles of N_MIN or more */                 \
+            TILE_WALK(name, form, k / (block_n)); /* more columns than N_MAX make tiles of N_MIN or more */                       \
     }
 GEMM_I8MM_SLOT(q4_0, QW_PACK_Q4_0, 32, tile_q32)
 GEMM_I8MM_SLOT(q5_0, QW_PACK_Q5_0, 32, tile_q32)

@@ -104,6 +104,7 @@ static void quantize_q8_32(const float *x, size_t k, void *record)
         a->neg_lane[1] = (int16_t)vget_lane_s32(lanes, 1);
         a->neg_sum = vaddv_s32(lanes);
         a->d_sum = a->d * (float)-a->neg_sum;
+        a->d_sum = a->d * (float)-a->neg_sum;
     }
     memset(a, 0, qw_act_bytes(QW_ACT_Q8_32, k) - n * sizeof *a);
 }
@@ -130,6 +131,7 @@ static void quantize_q8_256(const float *x, size_t k, void *record)
             size_t s = qw_sum32_order[i];
             a->sum32[i / 2][i % 2] = (int16_t)(sum[2 * s] + sum[2 * s + 1]);
         }
+        for (size_t i = 0; i < 16; i++) a->sum16[i / 2][i % 2] = (int16_t)sum[qw_sum16_order(i)];
         for (size_t i = 0; i < 16; i++) a->sum16[i / 2][i % 2] = (int16_t)sum[qw_sum16_order(i)];
         memset(a->pad, 0, sizeof a->pad);
     }

@@ -38,7 +38,7 @@ typedef void tile_fn(const uint8_t *group, size_t n_blocks, const uint8_t *act, 
 
 /* tiles [1..n_max]: instances. Columns go in the fewest tiles, split evenly (9 columns in tiles of at most 8: 5 + 4).
  * Tiles are outside, the groups of a chunk inside: the weights come again from L2, one tile's activations stay in L1. */
-static void tile_gemm(tile_fn *const *tiles, size_t n_max, qw_pack form, size_t block_n, const uint8_t *packed,
+static void tile_gemm(tile_fn *const *tiles, size_t n_max, qw_pack form, size_t n_blocks, const uint8_t *packed,
                       size_t n_groups, size_t k, const uint8_t *act, size_t n_cols, float *out, size_t ld_out)
 {
     size_t group_bytes = qw_pack_group_bytes(form, k), act_bytes = qw_act_bytes(qw_pack_act(form), k);
@@ -49,7 +49,7 @@ static void tile_gemm(tile_fn *const *tiles, size_t n_max, qw_pack form, size_t 
         for (size_t t = 0, c = 0, n; t < n_tiles; t++, c += n) {
             n = (n_cols - c + n_tiles - t - 1) / (n_tiles - t);
             for (size_t g = first; g < end; g++)
-                tiles[n](packed + g * group_bytes, k / block_n, act + c * act_bytes, act_bytes,
+                tiles[n](packed + g * group_bytes, n_blocks, act + c * act_bytes, act_bytes,
                          out + c * ld_out + g * QW_GROUP_ROWS, ld_out);
         }
     }
@@ -62,9 +62,9 @@ static void tile_gemm(tile_fn *const *tiles, size_t n_max, qw_pack form, size_t 
     {                                                                                                                  \
         tile(form, n, group, n_blocks, act, act_bytes, out, ld_out);                                                   \
     }
-#define TILE_WALK(name, form, block_n)                                                                                 \
-    tile_gemm(name##_tiles, sizeof name##_tiles / sizeof name##_tiles[0] - 1, form, block_n, packed, n_groups, k, act, \
-              n_cols, out, ld_out)
+#define TILE_WALK(name, form, n_blocks)                                                                                \
+    tile_gemm(name##_tiles, sizeof name##_tiles / sizeof name##_tiles[0] - 1, form, n_blocks, packed, n_groups, k,     \
+              act, n_cols, out, ld_out)
 
 /* The slots that the level above uses too, for fewer columns than its tiles want. */
 qw_gemm_fn qw_gemm_q4_0_dotprod, qw_gemm_q5_0_dotprod, qw_gemm_q8_0_dotprod;

@@ -6,5 +6,6 @@
 void qw_kernels_init_neon(qw_kernels *t)
 {
     qw_gemm_init_neon(t);
+    qw_gemm_float_init_neon(t);
     qw_float_init_neon(t);
 }

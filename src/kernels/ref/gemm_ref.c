@@ -1,4 +1,4 @@
-/* gemm_ref.c: quantised matrix products in plain C. This is their definition: every other level must give the same bits.
+/* gemm_ref.c: quantised matrix products in plain C. This is their definition: every other level gives the same bits.
  *
  * Blocks of 32, in order of k, acc from 0:
  *     acc = fma((float)sum(w * a), d * da, acc)

@@ -450,11 +450,11 @@ TILE_INLINE int sums_32(__m256i q, qw_act256 *a, size_t s)
 /* The record's sums of 16 as 16-bit pairs. */
 TILE_INLINE void store_sums_16(qw_act256 *a)
 {
-    const __m256i order = _mm256_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15, 0, 1, 4, 5, 2, 3, 6, 7, 8,
-                                           9, 12, 13, 10, 11, 14, 15);
-    __m256i neg = _mm256_packs_epi32(_mm256_srai_epi32(load(a->neg_sum16), 5), _mm256_srai_epi32(load(a->neg_sum16 + 8), 5));
+    const __m128i order = _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15);
+    __m256i low = _mm256_srai_epi32(load(a->neg_sum16), 5), high = _mm256_srai_epi32(load(a->neg_sum16 + 8), 5);
+    __m256i neg = _mm256_packs_epi32(low, high);
     __m256i sums = _mm256_sub_epi16(_mm256_setzero_si256(), _mm256_permute4x64_epi64(neg, 0xd8));
-    _mm256_storeu_si256((__m256i *)(void *)a->sum16, _mm256_shuffle_epi8(sums, order));
+    _mm256_storeu_si256((__m256i *)(void *)a->sum16, _mm256_shuffle_epi8(sums, _mm256_broadcastsi128_si256(order)));
 }
 
 static void quantize_q8_256(const float *x, size_t k, void *record)

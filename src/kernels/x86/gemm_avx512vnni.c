@@ -42,8 +42,8 @@ TILE_INLINE void dot4(int N, __m512i *isum, __m512i w, const int8_t *const *a, s
         isum[n] = _mm512_dpbusd_epi32(isum[n], w, _mm512_set1_epi32(tile_i32(a[n] + at)));
 }
 
-/* How a quant is stored: bytes; a nibble, with one or two bits more in lines of their own; a nibble that is looked up in
- * a table; two bits, with a third one in a line of its own. */
+/* How a quant is stored: bytes; a nibble, with one or two bits more in lines of their own; a nibble that is looked up
+ * in a table; two bits, with a third one in a line of its own. */
 typedef enum quant_kind { BYTES, NIBBLES, NIBBLES_1, NIBBLES_2, BOOK, PAIRS, PAIRS_1 } quant_kind;
 
 /* x shifted up by `by` bits, or down when negative: the instruction wants a literal. */
@@ -295,8 +295,8 @@ TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part pa
 /* -128 * sum of the 32 activations of sub-block s, from the record's -32 * sums of 16. */
 TILE_INLINE __m512i book_offset(const qw_act256 *rec, int s)
 {
-    __m512i both = _mm512_add_epi32(_mm512_set1_epi32(rec->neg_sum16[2 * s]), _mm512_set1_epi32(rec->neg_sum16[2 * s + 1]));
-    return _mm512_slli_epi32(both, 2);
+    __m512i first = _mm512_set1_epi32(rec->neg_sum16[2 * s]), second = _mm512_set1_epi32(rec->neg_sum16[2 * s + 1]);
+    return _mm512_slli_epi32(_mm512_add_epi32(first, second), 2);
 }
 
 TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
@@ -361,19 +361,22 @@ TILE_INLINE void subtract_minima_16(int N, __m512 *t, const qw_act256 *const *re
     }
 }
 
+/* x | the two bits of a line's bytes above the sixth, moved to bit `to`. */
+TILE_INLINE __m512i with_top(__m512i x, const uint8_t *line, int to)
+{
+    return _mm512_ternarylogic_epi32(x, shifted(load(line), to - 6), _mm512_set1_epi8((char)(3 << to)), 0xf8);
+}
+
 /* The scales of 16s 4v to 4v + 3 as signed bytes. lines: where the block's scales begin. */
 TILE_INLINE __m512i scales_16(qw_pack form, const uint8_t *lines, int v)
 {
-    const __m512i six = _mm512_set1_epi8(63), two = _mm512_set1_epi8(3);
     if (form == QW_PACK_Q6_K) return load(lines + v * QW_LINE);
     if (form == QW_PACK_Q2_K) return _mm512_and_si512(load(lines + v * QW_LINE), _mm512_set1_epi8(15));
     __m512i x;
     if (v < 3) {
-        x = _mm512_and_si512(load(lines + v * QW_LINE), six);
+        x = _mm512_and_si512(load(lines + v * QW_LINE), _mm512_set1_epi8(63));
     } else {
-        x = _mm512_and_si512(_mm512_srli_epi16(load(lines), 6), two);
-        x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi16(load(lines + QW_LINE), 4), _mm512_slli_epi16(two, 2), 0xf8);
-        x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi16(load(lines + 2 * QW_LINE), 2), _mm512_slli_epi16(two, 4), 0xf8);
+        x = with_top(with_top(with_top(_mm512_setzero_si512(), lines, 0), lines + QW_LINE, 2), lines + 2 * QW_LINE, 4);
     }
     return _mm512_sub_epi8(x, _mm512_set1_epi8(32));
 }

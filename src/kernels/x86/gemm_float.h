@@ -1,12 +1,13 @@
-/* gemm_float.h: the template of matrix products with float weights, for the x86 levels. A level's file defines the vector
- * operations below and includes this; everything is static.
+/* gemm_float.h: the template of matrix products with float weights, for the x86 levels. A level's file defines the
+ * vector operations below and includes this; everything is static.
  *
- * A row is a lane: its sum is one chain of fused multiply-adds in order of k, whatever the tile. A tile is G groups (1 or
- * 2) times N columns; elements of k come in pairs (pack_layout.h). Bits as ref/gemm_float_ref.c. Any thread.
+ * A row is a lane: its sum is one chain of fused multiply-adds in order of k, whatever the tile. A tile is G groups (1
+ * or 2) times N columns; elements of k come in pairs (pack_layout.h). Bits as ref/gemm_float_ref.c. Any thread.
  *
  * From the level: float_vec; FLOAT_LANES; FLOAT_N_MAX, columns of a tile; and
  *   float_vec float_load(const void *), float_set(float), float_fma(a, b, c); void float_store(float *, float_vec)
- *   float_vec float_weights(qw_pack form, const uint8_t *pair, int v, size_t e): element e of a pair, rows from v * FLOAT_LANES
+ *   float_vec float_weights(qw_pack form, const uint8_t *pair, int v, size_t e)
+ *       weights of element e of a pair and FLOAT_LANES rows, from row v * FLOAT_LANES
  */
 #ifndef QW_KERNELS_X86_GEMM_FLOAT_H
 #define QW_KERNELS_X86_GEMM_FLOAT_H

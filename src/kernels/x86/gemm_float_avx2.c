@@ -1,5 +1,5 @@
-/* gemm_float_avx2.c: matrix products with float weights with AVX2: a group's 16 rows are two registers, up to 6 columns a
- * tile, and two groups for the fewest columns, so that there are sums enough to hide an addition's latency. Bits as
+/* gemm_float_avx2.c: matrix products with float weights with AVX2: a group's 16 rows are two registers, up to 6 columns
+ * a tile, and two groups for the fewest columns, so that there are sums enough to hide an addition's latency. Bits as
  * ref/gemm_float_ref.c. Any thread.
  */
 #include "kernels/kernels_private.h"

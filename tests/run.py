@@ -1,12 +1,16 @@
 #!/usr/bin/env python3
 """Runs every test suite, one after the other, and adds up what they say.
 
-    tests/run.py --build build [--san] [--only WORD] [--list]
+    tests/run.py --build build [--san] [--isa LEVEL] [--only WORD] [--list]
 
 A suite is a program that ends with `N passed, M failed` (optionally `, K skipped`) or a cmocka program. Its output is shown
 when it fails; otherwise one line with its count and its time. The last line is the sum of all. A suite that ends without a
-count, or with another exit code than its count asks for, is one failure. Suites that need the real 0.5B model get it from
-`qw pull`, which fetches it once into build/models.
+count, or with another exit code than its count asks for, is one failure; its lines that begin with `skipped:` are shown.
+Suites that need the real 0.5B model get it from `qw pull`, which fetches it once into build/models.
+
+Numbers are computed as this processor's instruction-set level does; the tests that compare bits run at each level below it
+as well. With --isa everything computes at that level: the test programs by QW_TEST_ISA (tests/unit/isa_cap.h), and in place
+of qw its double qw-isa.
 """
 import argparse
 import json
@@ -22,27 +26,55 @@ REAL = "qwen2.5-coder:0.5b"
 SUITE_SECONDS_MAX = 1200
 
 
-def suites(b, python, model):
+def levels(b):
+    """Instruction-set levels of this machine, lowest first."""
+    return re.findall(r"^(\w+) runs here$", subprocess.check_output([f"{b}/tests/checkasm", "--list"], text=True), re.M)
+
+
+def at_level(b, python, level):
+    """Suites that compare bits, at a level below this machine's."""
+    logits = ["tests/parity/logits_small.py", "--qw", f"{b}/tests/qw-isa"]
+    rows = [
+        (f"test_bits, {level}", [f"{b}/tests/test_bits", "--isa", level], False),
+        (f"logits, {level}", ["env", f"QW_TEST_ISA={level}", python, *logits], False),
+    ]
+    if level != "ref":  # minutes there
+        rows += [(f"test_forward, {level}", [f"{b}/tests/test_forward", "--isa", level], False)]
+    return rows
+
+
+def suites(b, python, model, isa):
     """(name, command, also under the sanitizers). A command that names the model comes last: it may have to fetch it."""
     unit = sorted(f for f in os.listdir(f"{b}/tests") if f.startswith("test_") and "." not in f)
     rows = [(name, [f"{b}/tests/{name}"], True) for name in unit]
+    if isa:
+        rows += [("checkasm", [f"{b}/tests/checkasm", "--level", isa], True)]
+    else:
+        rows += [
+            ("checkasm", [f"{b}/tests/checkasm"], True),
+            ("kernels, levels not here", [python, "tests/kernels/levels.py", "--build", b], False),
+            ("kernels, aarch64", [python, "tests/kernels/levels.py", "--build", b, "--aarch64"], False),
+        ]
+        rows += [row for level in levels(b)[:-1] for row in at_level(b, python, level)]
+    # The reference kernels take a second for each of its positions.
+    positions = ["--positions", "32"] if isa == "ref" else []
+    qw = f"{b}/tests/qw-isa" if isa else f"{b}/qw"
     rows += [
-        ("checkasm", [f"{b}/tests/checkasm"], True),
         ("layers and docs", [python, "tests/docs.py", "--qw", f"{b}/qw"], False),
         ("blocks parity", [python, "tests/parity/blocks.py", "--tool", f"{b}/tests/blocks_tool"], True),
-        ("broken files", [python, "tests/parity/broken.py", "--qw", f"{b}/qw"], True),
+        ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
-        ("command", [python, "tests/cli/cli.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("command", [python, "tests/cli/cli.py", "--qw", qw, "--model", TINY], True),
         ("bench tools", [python, "tests/bench/tools.py", "--limits", f"{b}/bench/limits"], False),
         ("models on disk", [python, "tests/cli/hub.py", "--qw", f"{b}/qw"], False),
-        ("http rules", [python, "tests/clients/http_rules.py", "--qw", f"{b}/qw", "--model", TINY], True),
+        ("http rules", [python, "tests/clients/http_rules.py", "--qw", qw, "--model", TINY], True),
         ("http rules, test double", [python, "tests/clients/http_rules.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"],
          True),
-        ("openai client", [python, "tests/clients/openai_client.py", "--qw", f"{b}/qw", "--model", TINY], True),
-        ("chat page", [python, "tests/web/page.py", "--qw", f"{b}/qw", "--model", TINY], False),
+        ("openai client", [python, "tests/clients/openai_client.py", "--qw", qw, "--model", TINY], True),
+        ("chat page", [python, "tests/web/page.py", "--qw", qw, "--model", TINY], False),
         ("old processor", [python, "tests/cli/old_cpu.py", "--qw", f"{b}/qw"], False),
         ("valgrind", [python, "tests/cli/memcheck.py", "--qw", f"{b}/qw", "--model", TINY], False),
-        ("logits", [python, "tests/parity/logits_small.py", "--qw", f"{b}/qw", "--model", model], False),
+        ("logits", [python, "tests/parity/logits_small.py", "--qw", qw, "--model", model, *positions], False),
         ("tokenizer parity", [python, "tests/parity/tokenizer.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
         ("chat parity", [python, "tests/parity/chat.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
     ]
@@ -86,6 +118,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", default="build")
     parser.add_argument("--san", action="store_true", help="a sanitizer build: leave out what tests other programs' speed")
+    parser.add_argument("--isa", help="an instruction-set level of this machine to compute at: ref, avx2, ...")
     parser.add_argument("--only", help="suites whose name holds this word")
     parser.add_argument("--list", action="store_true")
     args = parser.parse_args()
@@ -93,10 +126,12 @@ def main():
     # Nothing of the user's own store or caches is read or written.
     env = dict(os.environ, QW_HOME=os.path.join(ROOT, "build", "test-home"), LC_ALL="C.UTF-8")
     env.pop("HF_TOKEN", None)
+    if args.isa:
+        env["QW_TEST_ISA"] = args.isa
     python = subprocess.check_output([sys.executable, "scripts/venv.py", "test"], text=True).strip()
     model = "MODEL" if args.list else fetch_model(args.build, env)
     passed = failed = skipped = 0
-    for name, command, sanitized in suites(args.build, python, model):
+    for name, command, sanitized in suites(args.build, python, model, args.isa):
         if (args.san and not sanitized) or (args.only and args.only not in name):
             continue
         if args.list:
@@ -109,8 +144,9 @@ def main():
             numbers = ((numbers or (0, 0, 0))[0], (numbers or (0, 0, 0))[1] + 1, 0)
             output += f"\n{name}: ended with exit code {code} and no count to match\n"
         passed, failed, skipped = passed + numbers[0], failed + numbers[1], skipped + numbers[2]
-        if numbers[1]:
-            print(output.rstrip())
+        shown = output.rstrip() if numbers[1] else "\n".join(re.findall(r"^skipped: .*", output, re.M))
+        if shown:
+            print(shown)
         print(f"{'FAIL' if numbers[1] else 'ok':4} {name}: {numbers[0]} passed, {numbers[1]} failed"
               f"{f', {numbers[2]} skipped' if numbers[2] else ''} ({time.monotonic() - start:.1f} s)", flush=True)
     if not args.list:

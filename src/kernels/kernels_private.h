@@ -12,15 +12,17 @@ void qw_float_init_avx2(qw_kernels *t);
 void qw_float_init_avx512(qw_kernels *t);
 void qw_float_init_neon(qw_kernels *t);
 
-/* Matrix products, those with float weights apart, and the quantisation of their activations (with the products above
- * ref). Bit-equal on every level. */
+/* Matrix products, those with float weights apart, and the quantisation of their activations (on AArch64 with the
+ * products). Bit-equal on every level. */
 void qw_act_init_ref(qw_kernels *t);
+void qw_act_init_avx2(qw_kernels *t);
 void qw_gemm_float_init_ref(qw_kernels *t);
 void qw_gemm_float_init_avx2(qw_kernels *t);
 void qw_gemm_float_init_avx512(qw_kernels *t);
 void qw_gemm_float_init_neon(qw_kernels *t);
 void qw_gemm_init_ref(qw_kernels *t);
-void qw_gemm_init_avx2(qw_kernels *t);
+void qw_gemm_32_init_avx2(qw_kernels *t);  /* forms with blocks of 32 */
+void qw_gemm_256_init_avx2(qw_kernels *t); /* of 256 */
 void qw_gemm_init_avx512_vnni(qw_kernels *t);
 void qw_gemm_init_neon(qw_kernels *t);
 void qw_gemm_init_dotprod(qw_kernels *t);

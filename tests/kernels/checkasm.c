@@ -3,8 +3,9 @@
  *   checkasm [--seed N] [--level NAME] [--quick] [--list] [--bench [FILTER]] [--threads N] [--k N]
  *
  * Prints one line per failure and "N passed, M failed" at the end; exit code 1 when something failed.
- * --quick leaves out large shapes, most repetitions and slots that a level has from the one below: for emulators. --list says which levels the program has and
- * which of them run here. --bench runs the benchmarks instead, of the slots whose "level name" contains FILTER.
+ * --quick leaves out large shapes, most repetitions and the slots that a level has from the one below: for emulators.
+ * --list says which levels the program has and which of them run here. --bench runs the benchmarks instead, of the
+ * slots whose "level name" contains FILTER.
  * In the manner of dav1d's program of this name: the table is raised one level at a time.
  */
 #include "checkasm.h"

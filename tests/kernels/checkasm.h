@@ -2,7 +2,8 @@
  *
  * checkasm.c owns main() and runs every group once per instruction-set level of this machine above ref,
  * with the table of that level and the reference's (check_pack: with the reference alone). A group draws
- * random inputs from ca_rand*(), runs both tables and compares. Outputs live in guarded buffers: bytes around them must stay untouched.
+ * random inputs from ca_rand*(), runs both tables and compares. Outputs live in guarded buffers: bytes around them must
+ * stay untouched.
  * Everything is deterministic in --seed. One thread (benchmarks start their own).
  */
 #ifndef QW_TESTS_CHECKASM_H

@@ -298,8 +298,8 @@ static void test_sequences(void **state)
                     qw_seq_advance(rows[r].seq, &rows[r].token, 1);
                     memcpy(got + rows[r].pos * VOCAB, logits + r * VOCAB, VOCAB * sizeof(float));
                     if (memcmp(got + rows[r].pos * VOCAB, want + rows[r].pos * VOCAB, VOCAB * sizeof(float)) != 0)
-                        fail_msg("level %s, %d threads, %u sequences: logits at position %u differ from the reference's",
-                                 qw_isa_name(isa), n_threads, n, rows[r].pos);
+                        fail_msg("level %s, %d threads, %u sequences: logits at position %u differ from the "
+                                 "reference's", qw_isa_name(isa), n_threads, n, rows[r].pos);
                 }
             }
             for (uint32_t s = 0; s < n; s++) qw_seq_release(seqs[s]);

@@ -1,6 +1,7 @@
-/* float_neon.c: the float kernels with AArch64 Advanced SIMD. Bits as ref/float_ref.c, which defines every order; the 64
- * partials of a reduction are the lanes of 16 vectors. Tails run the same operations in scalar (fmaf() is the
- * instruction here) or on a zero-padded copy. Attention is in attn_neon.c. Pure functions over caller memory, any thread.
+/* float_neon.c: the float kernels with AArch64 Advanced SIMD. Bits as ref/float_ref.c, which defines every order; the
+ * 64 partials of a reduction are the lanes of 16 vectors. Tails run the same operations in scalar (fmaf() is the
+ * instruction here) or on a zero-padded copy. Attention is in attn_neon.c. Pure functions over caller memory, any
+ * thread.
  */
 #include <string.h>
 
@@ -22,7 +23,8 @@ static float dot(const float *w, const float *x, size_t k)
         float wt[PARTIALS] = {0}, xt[PARTIALS] = {0};
         memcpy(wt, w + i, (k - i) * sizeof *w);
         memcpy(xt, x + i, (k - i) * sizeof *x);
-        for (size_t v = 0; v < VECS; v++) acc[v] = vfmaq_f32(acc[v], vld1q_f32(wt + v * LANES), vld1q_f32(xt + v * LANES));
+        for (size_t v = 0; v < VECS; v++)
+            acc[v] = vfmaq_f32(acc[v], vld1q_f32(wt + v * LANES), vld1q_f32(xt + v * LANES));
     }
     return fold_neon_sum(acc);
 }

@@ -22,14 +22,9 @@ TILE_INLINE void dot_pair(int width, int N, int32x4_t sum[][TILE_QUADS], int q, 
 
 #include "kernels/arm/gemm_dot.h"
 
-GEMM_DOT_SLOTS(dotprod)
+TILE_FORMS(GEMM_DOT_SLOT, dotprod)
 
 void qw_gemm_init_dotprod(qw_kernels *t)
 {
-    t->gemm[QW_PACK_Q4_0] = qw_gemm_q4_0_dotprod;
-    t->gemm[QW_PACK_Q5_0] = qw_gemm_q5_0_dotprod;
-    t->gemm[QW_PACK_Q8_0] = qw_gemm_q8_0_dotprod;
-    t->gemm[QW_PACK_Q4_K] = qw_gemm_q4_k_dotprod;
-    t->gemm[QW_PACK_Q5_K] = qw_gemm_q5_k_dotprod;
-    t->gemm[QW_PACK_Q6_K] = qw_gemm_q6_k_dotprod;
+    TILE_FORMS(TILE_SET, dotprod)
 }

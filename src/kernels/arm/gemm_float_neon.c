@@ -1,11 +1,11 @@
-/* gemm_float_neon.c: matrix products with float weights with AArch64 Advanced SIMD. A row is a lane: its sum is one chain
- * of fused multiply-adds in order of k. A group's 16 rows are four registers, up to five columns a tile; elements of k
- * come in pairs (pack_layout.h). Bits as ref/gemm_float_ref.c. Any thread.
+/* gemm_float_neon.c: matrix products with float weights with AArch64 Advanced SIMD. A row is a lane: its sum is one
+ * chain of fused multiply-adds in order of k. A group's 16 rows are four registers, up to four columns a tile; elements
+ * of k come in pairs (pack_layout.h). Bits as ref/gemm_float_ref.c. Any thread.
  */
 #include "kernels/kernels_private.h"
 #include "kernels/arm/gemm_tiles.h"
 
-enum { N_MAX = 5 };
+enum { N_MAX = 4 };
 
 /* Weights of element e of a pair, a quad of rows. */
 TILE_INLINE float32x4_t quad_weights(qw_pack form, const uint8_t *pair, int q, int e)
@@ -56,8 +56,7 @@ TILE_INLINE void tile_float(qw_pack form, int N, const uint8_t *group, size_t n_
     TILE_INSTANCE(name, form, tile_float, 2)                                                                          \
     TILE_INSTANCE(name, form, tile_float, 3)                                                                          \
     TILE_INSTANCE(name, form, tile_float, 4)                                                                          \
-    TILE_INSTANCE(name, form, tile_float, 5)                                                                          \
-    static tile_fn *const name##_tiles[] = {NULL, name##_x1, name##_x2, name##_x3, name##_x4, name##_x5};             \
+    static tile_fn *const name##_tiles[] = {NULL, name##_x1, name##_x2, name##_x3, name##_x4};                        \
     static void gemm_##name(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,            \
                             float *out, size_t ld_out)                                                                \
     {                                                                                                                 \

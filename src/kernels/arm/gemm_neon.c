@@ -1,8 +1,8 @@
 /* gemm_neon.c: quantised matrix products for AArch64 processors without dot product instructions, and the quantisation
  * of activations for all.
  *
- * SMULL and SMLAL multiply bytes into 16-bit lanes, two lanes for a row; ADDP makes one of them and SADALP adds pairs of
- * those to exact int32 lanes, one a row. A 16-bit lane holds 2 products of weights of 6 bits and ADDP adds two of them:
+ * SMULL and SMLAL multiply bytes into 16-bit lanes, four lanes for a row; ADDP makes two of them and SADALP adds those
+ * to exact int32 lanes, one a row. A 16-bit lane holds 2 products of weights of 6 bits and ADDP adds two of them:
  * 4 x 63 x 127 = 32,004. Q8_0 takes the words one by one: 2 x 128 x 127 = 32,512. Bits as ref/gemm_ref.c. Any thread.
  */
 #include <float.h>
@@ -46,7 +46,7 @@ TILE_INLINE void dot_pair(int width, int N, int32x4_t sum[][TILE_QUADS], int q, 
 
 #include "kernels/arm/gemm_dot.h"
 
-GEMM_DOT_SLOTS(neon)
+TILE_FORMS(GEMM_DOT_SLOT, neon)
 
 /* ---- activations ------------------------------------------------------------------------------------------------- */
 
@@ -141,10 +141,5 @@ void qw_gemm_init_neon(qw_kernels *t)
 {
     t->quantize_act[QW_ACT_Q8_32] = quantize_q8_32;
     t->quantize_act[QW_ACT_Q8_256] = quantize_q8_256;
-    t->gemm[QW_PACK_Q4_0] = qw_gemm_q4_0_neon;
-    t->gemm[QW_PACK_Q5_0] = qw_gemm_q5_0_neon;
-    t->gemm[QW_PACK_Q8_0] = qw_gemm_q8_0_neon;
-    t->gemm[QW_PACK_Q4_K] = qw_gemm_q4_k_neon;
-    t->gemm[QW_PACK_Q5_K] = qw_gemm_q5_k_neon;
-    t->gemm[QW_PACK_Q6_K] = qw_gemm_q6_k_neon;
+    TILE_FORMS(TILE_SET, neon)
 }

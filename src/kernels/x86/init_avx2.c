@@ -5,7 +5,9 @@
 
 void qw_kernels_init_avx2(qw_kernels *t)
 {
-    qw_gemm_init_avx2(t);
+    qw_act_init_avx2(t);
+    qw_gemm_32_init_avx2(t);
+    qw_gemm_256_init_avx2(t);
     qw_gemm_float_init_avx2(t);
     qw_float_init_avx2(t);
 }

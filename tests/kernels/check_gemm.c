@@ -179,10 +179,13 @@ static void check_products(ca_ctx *ctx, qw_type type)
     check_shape(ctx, type, -1, RANDOM, 2, 4864, 1, 3);
     check_shape(ctx, type, -1, RANDOM, 40, 1536, 20, ctx->quick ? 5 : 20);
     if (ctx->quick) return;
+    /* More columns, past those of a wide tile (64 with AVX2), which one block and a row of several go through. */
+    check_shape(ctx, type, -1, RANDOM, 1, block, N_COLS_MAX + 1, 70);
+    check_shape(ctx, type, -1, RANDOM, 3, elements(type, 700), 63, 67);
     /* Rows so long that a chunk is multiplied in parts along k: two, three, and of a single group. */
-    check_shape(ctx, type, -1, RANDOM, 9, long_k(type, 1.0), 13, 14);
-    check_shape(ctx, type, -1, RANDOM, 8, long_k(type, 2.1), 9, 9);
-    check_shape(ctx, type, -1, RANDOM, 1, long_k(type, 8.0), 17, 17);
+    check_shape(ctx, type, -1, RANDOM, 9, long_k(type, 1.0), 65, 66);
+    check_shape(ctx, type, -1, RANDOM, 8, long_k(type, 2.1), 67, 67);
+    check_shape(ctx, type, -1, RANDOM, 1, long_k(type, 8.0), 70, 70);
 }
 
 /* ---- activations -------------------------------------------------------------------------------- */

@@ -146,7 +146,7 @@ def built_from(path):
     """What a path below build/ is made from."""
     name = os.path.basename(path)
     known = {"build/qw": "src/cli/main.c", "build/libqw.a": "include/qw.h", "build/tests/checkasm": "tests/kernels/checkasm.c",
-             "build/tests/qw-fake": "tests/cli/fake_engine.c"}
+             "build/tests/qw-fake": "tests/cli/fake_engine.c", "build/tests/qw-isa": "tests/unit/isa_cap.c"}
     for candidate in (known.get(path), f"tests/unit/{name}.c", f"tests/parity/{name}.c"):
         if candidate and exists(candidate):
             return candidate

@@ -62,14 +62,22 @@ TILE_INLINE size_t block_bytes_of(form_256 f)
 
 /* ---- heads -------------------------------------------------------------------------------------- */
 
-/* scale[i] = d * byte i of each row's 32-bit lane, unsigned or signed, one half of 4 sub-blocks. */
-TILE_INLINE void put_scales(rows *scale, int h, __m256 d, __m256i bytes, bool is_signed)
+/* d * 2^-24, exact: for put_scales. */
+TILE_INLINE __m256 eight_halves_24(const qw_half *p)
+{
+    return _mm256_mul_ps(eight_halves(p), _mm256_set1_ps(0x1p-24f));
+}
+
+/* scale[i] = d * byte i, signed, of each row's 32-bit lane, for one half of 4 sub-blocks. One shuffle puts the
+ * byte at the top of its lane, where it counts 2^24 times as much. */
+TILE_INLINE void put_scales(rows *scale, int h, __m256 d24, __m256i bytes)
 {
     TILE_UNROLL
     for (int i = 0; i < 4; i++) {
-        __m256i x = _mm256_slli_epi32(bytes, 24 - 8 * i);
-        x = is_signed ? _mm256_srai_epi32(x, 24) : _mm256_srli_epi32(x, 24);
-        _mm256_store_ps(scale[i] + 8 * h, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x)));
+        const int from = i << 24 | 0x808080, row = 4 << 24; /* 0x80: a zero */
+        __m128i top = _mm_setr_epi32(from, from + row, from + 2 * row, from + 3 * row);
+        __m256i x = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(top));
+        _mm256_store_ps(scale[i] + 8 * h, _mm256_mul_ps(d24, _mm256_cvtepi32_ps(x)));
     }
 }
 
@@ -80,9 +88,9 @@ TILE_INLINE void head_kq(const qw_packed_kq *src, block_head *out)
     for (int h = 0; h < HALVES; h++) {
         __m256i l0 = load(src->scales[0] + HALF * h), l1 = load(src->scales[1] + HALF * h);
         __m256i l2 = load(src->scales[2] + HALF * h);
-        __m256 d = eight_halves(src->d + 8 * h);
-        put_scales(out->scale, h, d, _mm256_and_si256(l0, six), false);
-        put_scales(out->scale + 4, h, d, _mm256_and_si256(l1, six), false);
+        __m256 d24 = eight_halves_24(src->d + 8 * h);
+        put_scales(out->scale, h, d24, _mm256_and_si256(l0, six));
+        put_scales(out->scale + 4, h, d24, _mm256_and_si256(l1, six));
         _mm256_store_ps(out->dmin + 8 * h, eight_halves(src->dmin + 8 * h));
         __m256i m0 = _mm256_and_si256(l2, six);
         __m256i m4 = _mm256_and_si256(_mm256_srli_epi16(l0, 6), two);
@@ -100,12 +108,12 @@ TILE_INLINE void head_q2k(const qw_packed_q2k *src, block_head *out)
     const __m256i four = _mm256_set1_epi8(15), even = _mm256_set1_epi32(0x000f000f);
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
-        __m256 d = eight_halves(src->d + 8 * h);
+        __m256 d24 = eight_halves_24(src->d + 8 * h);
         _mm256_store_ps(out->dmin + 8 * h, eight_halves(src->dmin + 8 * h));
         TILE_UNROLL
         for (int v = 0; v < 4; v++) {
             __m256i x = load(src->scales[v] + HALF * h);
-            put_scales(out->scale + 4 * v, h, d, _mm256_and_si256(x, four), false);
+            put_scales(out->scale + 4 * v, h, d24, _mm256_and_si256(x, four));
             store(out->min[2 * v] + HALF * h, _mm256_and_si256(_mm256_srli_epi32(x, 4), even));
             store(out->min[2 * v + 1] + HALF * h, _mm256_and_si256(_mm256_srli_epi32(x, 12), even));
         }
@@ -117,15 +125,15 @@ TILE_INLINE void head_q3k(const qw_half *d_at, const qw_packed_q3k *src, block_h
     const __m256i six = _mm256_set1_epi8(63), two = _mm256_set1_epi8(3), offset = _mm256_set1_epi8(32);
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
-        __m256 d = eight_halves(d_at + 8 * h);
+        __m256 d24 = eight_halves_24(d_at + 8 * h);
         __m256i last = _mm256_setzero_si256();
         TILE_UNROLL
         for (int v = 0; v < 3; v++) {
             __m256i x = load(src->scales[v] + HALF * h);
-            put_scales(out->scale + 4 * v, h, d, _mm256_sub_epi8(_mm256_and_si256(x, six), offset), true);
+            put_scales(out->scale + 4 * v, h, d24, _mm256_sub_epi8(_mm256_and_si256(x, six), offset));
             last = _mm256_or_si256(last, shifted(_mm256_and_si256(_mm256_srli_epi16(x, 6), two), 2 * v));
         }
-        put_scales(out->scale + 12, h, d, _mm256_sub_epi8(last, offset), true);
+        put_scales(out->scale + 12, h, d24, _mm256_sub_epi8(last, offset));
     }
 }
 
@@ -133,9 +141,9 @@ TILE_INLINE void head_q6k(const qw_half *d_at, const qw_packed_q6k *src, block_h
 {
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
-        __m256 d = eight_halves(d_at + 8 * h);
+        __m256 d24 = eight_halves_24(d_at + 8 * h);
         TILE_UNROLL
-        for (int v = 0; v < 4; v++) put_scales(out->scale + 4 * v, h, d, load(src->scales[v] + HALF * h), true);
+        for (int v = 0; v < 4; v++) put_scales(out->scale + 4 * v, h, d24, load(src->scales[v] + HALF * h));
     }
 }
 

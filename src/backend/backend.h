@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "base/status.h"
+#include "kernels/attn_layout.h"
 #include "kernels/blocks.h"
 #include "kernels/kernels.h"
 
@@ -51,27 +52,32 @@ typedef struct qw_kv_row {
     uint32_t pos;
 } qw_kv_row;
 
-typedef enum qw_kv_type { QW_KV_F16 = 0, QW_KV_F32 } qw_kv_type;
+typedef enum qw_kv_type {
+    QW_KV_I16 = 0, /* 13 bits in 16, a scale for each position and head: kernels/attn_layout.h */
+    QW_KV_F32
+} qw_kv_type;
 
-/* Shape of attention and of a page. A page holds QW_KV_TILE positions of all layers:
- * [layer][kv head]{ keys [head_dim][QW_KV_TILE], values [QW_KV_TILE][head_dim] }. */
+/* Shape of attention and of a page. A page holds a tile of QW_KV_TILE positions for each [layer][kv head]: in f32 keys
+ * [head_dim][QW_KV_TILE], then values [QW_KV_TILE][head_dim]; the integer tile is the kernels' affair. */
 typedef struct qw_kv_shape {
     qw_kv_type type;
     uint32_t n_layers, n_heads, n_kv_heads, head_dim;
 } qw_kv_shape;
 
+/* Bytes of one head's tile, keys and values. */
 static inline size_t qw_kv_tile_bytes(const qw_kv_shape *s)
 {
-    return (size_t)s->head_dim * QW_KV_TILE * (s->type == QW_KV_F16 ? 2 : 4);
+    if (s->type == QW_KV_I16) return qw_attn_tile_bytes(qw_attn_padded(s->head_dim));
+    return 2 * (size_t)s->head_dim * QW_KV_TILE * sizeof(float);
 }
 static inline size_t qw_kv_page_bytes(const qw_kv_shape *s)
 {
-    return 2 * qw_kv_tile_bytes(s) * s->n_kv_heads * s->n_layers;
+    return qw_kv_tile_bytes(s) * s->n_kv_heads * s->n_layers;
 }
-/* Offset of a head's key tile in a page; its value tile follows. */
+/* Offset of a head's tile in a page. */
 static inline size_t qw_kv_offset(const qw_kv_shape *s, uint32_t layer, uint32_t kv_head)
 {
-    return 2 * qw_kv_tile_bytes(s) * ((size_t)layer * s->n_kv_heads + kv_head);
+    return qw_kv_tile_bytes(s) * ((size_t)layer * s->n_kv_heads + kv_head);
 }
 
 typedef struct qw_backend qw_backend;

@@ -132,7 +132,7 @@ static void profile_swiglu(qw_backend *be, const float *n, size_t ld_n, size_t n
 
 static size_t kv_token_bytes(const qw_kv_shape *s) /* of one position in one layer */
 {
-    return 2 * qw_kv_tile_bytes(s) * s->n_kv_heads / QW_KV_TILE;
+    return qw_kv_tile_bytes(s) * s->n_kv_heads / QW_KV_TILE;
 }
 
 /* Rows of one sequence read the same keys: those of the last row are all of them. */

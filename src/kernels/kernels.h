@@ -93,17 +93,24 @@ void qw_act_residual(qw_act act, const float *x, size_t k, const void *record, f
 typedef void qw_gemm_fn(const void *packed, size_t n_groups, size_t k, const void *act, size_t n_cols,
                         float *out, size_t ld_out);
 
-/* Attention of n_q queries over one tile of keys and values of one KV head.
+/* Attention of n_q queries over one tile of QW_KV_TILE positions of one KV head.
  *   q [n_q, hd]: already scaled by 1/sqrt(head_dim)
- *   k_tile: QW_KV_TILE keys stored dimension-major [hd, QW_KV_TILE]; v_tile [QW_KV_TILE, hd];
- *           element type f16 or f32 as the slot says
+ *   k_tile: keys stored dimension-major [hd, QW_KV_TILE]; v_tile [QW_KV_TILE, hd]
  *   n_keys [n_q]: how many leading keys of this tile each query sees, 0..QW_KV_TILE
  *   m, s [n_q] and o [n_q, hd]: running maximum, sum and weighted values; start at -INFINITY, 0, 0
  * Score of a key: fma over d = 0..hd-1 in order. Keys of a tile are summed in order of position, and a
  * tile's partial result (its own max, sum, values) is merged into the running one, so that bits depend
  * only on the query, the keys before it and the absolute tile borders. */
-typedef void qw_attn_tile_fn(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                             const uint32_t *n_keys, float *m, float *s, float *o);
+typedef void qw_attn_f32_fn(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
+                            const uint32_t *n_keys, float *m, float *s, float *o);
+
+/* The same in integers, keys and values in 13 bits (attn_layout.h):
+ *   tile: QW_KV_TILE positions, 64-byte aligned; hd: a multiple of QW_ATTN_UNIT, elements beyond the head's are zero
+ *   q [n_q, hd] of at most qw_attn_query_most(hd), dq [n_q]: their scale times 1/sqrt(head_dim)
+ *   o [n_q, hd]
+ * Both products are sums of integers and exact; the steps between them are those of ref/attn_ref.c. */
+typedef void qw_attn_i16_fn(const void *tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
+                            const uint32_t *n_keys, float *m, float *s, float *o);
 
 typedef struct qw_kernels {
     qw_isa isa;
@@ -129,10 +136,11 @@ typedef struct qw_kernels {
     /* Rotates pairs (i, i + n/2) of x [n] in place (NeoX order): cos, sin [n/2] of this position. */
     void (*rope)(float *x, const float *cos, const float *sin, size_t n);
 
-    void (*f32_to_f16)(const float *x, size_t n, qw_half *out);
-    void (*f16_to_f32)(const qw_half *x, size_t n, float *out);
-    qw_attn_tile_fn *attn_tile_f16;
-    qw_attn_tile_fn *attn_tile_f32;
+    /* q = nearest even of x * (most / amax), all [n]; returns d = amax / most. most <= 32767. A small amax, NaN and
+     * infinities as in quantize_act. */
+    float (*quantize_i16)(const float *x, size_t n, float most, int16_t *q);
+    qw_attn_i16_fn *attn_i16;
+    qw_attn_f32_fn *attn_f32;
 } qw_kernels;
 
 /* The table of a level, which must not be above qw_cpu_isa(). Built on first use; same pointer after. */

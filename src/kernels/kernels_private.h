@@ -6,11 +6,21 @@
 
 #include "kernels/kernels.h"
 
-/* Float slots: dot_f32 to attn_tile_f32. Bit-equal on every level. */
+/* Float slots: dot_f32 to rope. Bit-equal on every level. */
 void qw_float_init_ref(qw_kernels *t);
 void qw_float_init_avx2(qw_kernels *t);
 void qw_float_init_avx512(qw_kernels *t);
 void qw_float_init_neon(qw_kernels *t);
+
+/* Attention, in floats and in integers, with the quantisation to 16 bits. Bit-equal on every level. */
+void qw_attn_init_ref(qw_kernels *t);
+void qw_attn_f32_init_avx2(qw_kernels *t);
+void qw_attn_f32_init_avx512(qw_kernels *t);
+void qw_attn_f32_init_neon(qw_kernels *t);
+void qw_attn_i16_init_avx2(qw_kernels *t);
+void qw_attn_i16_init_avx512(qw_kernels *t);
+void qw_attn_i16_init_avx512_vnni(qw_kernels *t);
+void qw_attn_i16_init_neon(qw_kernels *t);
 
 /* Matrix products, those with float weights apart, and the quantisation of their activations (on AArch64 with the
  * products). Bit-equal on every level. */

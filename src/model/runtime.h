@@ -27,7 +27,7 @@ typedef struct qw_runtime {
 
 static inline qw_kv_type qw_runtime_kv_type(bool exact)
 {
-    return exact ? QW_KV_F32 : QW_KV_F16;
+    return exact ? QW_KV_F32 : QW_KV_I16;
 }
 /* KV bytes and scratch bytes that create will take, for the plan. */
 void qw_runtime_bytes(const qw_net *net, const qw_runtime_options *o, uint64_t *kv, uint64_t *scratch);

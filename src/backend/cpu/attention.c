@@ -3,10 +3,32 @@
 #include <string.h>
 
 #include "backend/cpu/cpu_private.h"
+#include "kernels/attn_layout.h"
+
+/* A thread's queries and what becomes of them; hd: elements from one query to the next. */
+typedef struct attn_state {
+    size_t n_q, hd;
+    float *o, *m, *s; /* values [n_q, hd], maxima and sums [n_q] */
+    union {
+        float *f32;
+        int16_t *i16;
+    } q;              /* [n_q, hd] */
+    float *dq;        /* [n_q]: of integer queries */
+} attn_state;
 
 size_t qw_cpu_attention_scratch(const qw_cpu_sizes *s)
 {
-    return QW_CPU_QUERIES_MAX * (2 * (size_t)s->head_dim + 3) * sizeof(float); /* queries, values, maxima and sums */
+    return QW_CPU_QUERIES_MAX * (2 * qw_attn_padded(s->head_dim) + 3) * sizeof(float);
+}
+
+static attn_state state_in(float *scratch, size_t n_q, size_t hd)
+{
+    attn_state st = {.n_q = n_q, .hd = hd, .o = scratch};
+    st.q.f32 = st.o + QW_CPU_QUERIES_MAX * hd;
+    st.m = st.q.f32 + QW_CPU_QUERIES_MAX * hd;
+    st.s = st.m + QW_CPU_QUERIES_MAX;
+    st.dq = st.s + QW_CPU_QUERIES_MAX;
+    return st;
 }
 
 typedef struct attn_args {
@@ -20,6 +42,23 @@ typedef struct attn_args {
     size_t ld;
 } attn_args;
 
+/* Position `slot` of a tile: k, v [head_dim] */
+static void store_f32(size_t hd, uint8_t *tile, size_t slot, const float *k, const float *v)
+{
+    float *keys = (float *)(void *)tile, *values = keys + hd * QW_KV_TILE;
+    for (size_t d = 0; d < hd; d++) keys[d * QW_KV_TILE + slot] = k[d];
+    memcpy(values + slot * hd, v, hd * sizeof *v);
+}
+
+static void store_i16(const qw_kernels *kernels, size_t head_dim, uint8_t *tile, size_t slot, const float *k,
+                      const float *v)
+{
+    int16_t ik[QW_HEAD_DIM_MAX] = {0}, iv[QW_HEAD_DIM_MAX] = {0};
+    float dk = kernels->quantize_i16(k, head_dim, QW_ATTN_MOST, ik);
+    float dv = kernels->quantize_i16(v, head_dim, QW_ATTN_MOST, iv);
+    qw_attn_tile_set(tile, qw_attn_padded(head_dim), slot, ik, dk, iv, dv);
+}
+
 static void kv_store_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
@@ -30,20 +69,12 @@ static void kv_store_rows(void *ctx, int64_t begin, int64_t end, int thread)
         size_t slot = a->rows[r].pos % QW_KV_TILE;
         uint8_t *page = a->rows[r].pages[a->rows[r].pos / QW_KV_TILE];
         for (uint32_t h = 0; h < s->n_kv_heads; h++) {
-            uint8_t *keys = page + qw_kv_offset(s, a->layer, h);
-            uint8_t *values = keys + qw_kv_tile_bytes(s);
+            uint8_t *tile = page + qw_kv_offset(s, a->layer, h);
             const float *k = a->k + (size_t)r * a->ld + h * hd, *v = a->v + (size_t)r * a->ld + h * hd;
-            if (s->type == QW_KV_F32) {
-                float *kt = (float *)(void *)keys;
-                for (size_t d = 0; d < hd; d++) kt[d * QW_KV_TILE + slot] = k[d];
-                memcpy((float *)(void *)values + slot * hd, v, hd * sizeof(float));
-            } else {
-                qw_half half[QW_HEAD_DIM_MAX];
-                qw_half *kt = (qw_half *)(void *)keys;
-                a->cpu->kernels->f32_to_f16(k, hd, half);
-                for (size_t d = 0; d < hd; d++) kt[d * QW_KV_TILE + slot] = half[d];
-                a->cpu->kernels->f32_to_f16(v, hd, (qw_half *)(void *)values + slot * hd);
-            }
+            if (s->type == QW_KV_F32)
+                store_f32(hd, tile, slot, k, v);
+            else
+                store_i16(a->cpu->kernels, hd, tile, slot, k, v);
         }
     }
 }
@@ -68,39 +99,55 @@ static size_t run_length(const qw_kv_row *rows, size_t n_rows, size_t n_max)
     return n;
 }
 
+/* Queries of rows [r0, r0 + n) of KV head h as the kernel wants them, and nothing attended to. */
+static attn_state begin(const attn_args *a, size_t r0, size_t n, uint32_t h, int thread)
+{
+    const qw_kv_shape *s = a->shape;
+    size_t head_dim = s->head_dim, group = s->n_heads / s->n_kv_heads;
+    bool floats = s->type == QW_KV_F32;
+    attn_state st = state_in(qw_cpu_scratch(a->cpu, thread), n * group, floats ? head_dim : qw_attn_padded(head_dim));
+    float scale = 1.0f / sqrtf((float)head_dim), most = qw_attn_query_most(st.hd);
+    for (size_t i = 0; i < st.n_q; i++) {
+        const float *src = a->q + (r0 + i / group) * a->ld + (h * group + i % group) * head_dim;
+        if (floats) {
+            for (size_t d = 0; d < head_dim; d++) st.q.f32[i * st.hd + d] = src[d] * scale;
+        } else {
+            int16_t *to = st.q.i16 + i * st.hd;
+            st.dq[i] = a->cpu->kernels->quantize_i16(src, head_dim, most, to) * scale;
+            memset(to + head_dim, 0, (st.hd - head_dim) * sizeof *to);
+        }
+        st.m[i] = -INFINITY;
+        st.s[i] = 0;
+    }
+    memset(st.o, 0, st.n_q * st.hd * sizeof *st.o);
+    return st;
+}
+
 /* All queries of rows [r0, r0 + n) that read KV head h: every tile up to the last row's position. */
 static void attend(const attn_args *a, size_t r0, size_t n, uint32_t h, int thread)
 {
     const qw_kv_shape *s = a->shape;
-    size_t hd = s->head_dim, group = s->n_heads / s->n_kv_heads, n_q = n * group;
-    float *q = qw_cpu_scratch(a->cpu, thread); /* [n_q, hd] */
-    float *o = q + QW_CPU_QUERIES_MAX * hd;                                                      /* [n_q, hd] */
-    float *m = o + QW_CPU_QUERIES_MAX * hd, *sum = m + QW_CPU_QUERIES_MAX;                              /* [n_q] */
-    uint32_t n_keys[QW_CPU_QUERIES_MAX];
-    float scale = 1.0f / sqrtf((float)hd);
-    for (size_t i = 0; i < n_q; i++) {
-        const float *src = a->q + (r0 + i / group) * a->ld + (h * group + i % group) * hd;
-        for (size_t d = 0; d < hd; d++) q[i * hd + d] = src[d] * scale;
-        m[i] = -INFINITY;
-        sum[i] = 0;
-    }
-    memset(o, 0, n_q * hd * sizeof(float));
-    qw_attn_tile_fn *tile_fn =
-        s->type == QW_KV_F16 ? a->cpu->kernels->attn_tile_f16 : a->cpu->kernels->attn_tile_f32;
-    uint32_t last = a->rows[r0 + n - 1].pos;
-    size_t offset = qw_kv_offset(s, a->layer, h), tile_bytes = qw_kv_tile_bytes(s);
+    const qw_kernels *kernels = a->cpu->kernels;
+    size_t head_dim = s->head_dim, group = s->n_heads / s->n_kv_heads, offset = qw_kv_offset(s, a->layer, h);
+    attn_state st = begin(a, r0, n, h, thread);
+    uint32_t n_keys[QW_CPU_QUERIES_MAX], last = a->rows[r0 + n - 1].pos;
     for (uint32_t t = 0; t <= last / QW_KV_TILE; t++) {
-        for (size_t i = 0; i < n_q; i++) {
+        for (size_t i = 0; i < st.n_q; i++) {
             int64_t seen = (int64_t)a->rows[r0 + i / group].pos + 1 - (int64_t)t * QW_KV_TILE;
             n_keys[i] = seen < 0 ? 0 : seen > QW_KV_TILE ? QW_KV_TILE : (uint32_t)seen;
         }
-        const uint8_t *keys = a->rows[r0].pages[t] + offset;
-        tile_fn(keys, keys + tile_bytes, hd, q, n_q, n_keys, m, sum, o);
+        const uint8_t *tile = a->rows[r0].pages[t] + offset;
+        if (s->type == QW_KV_F32) {
+            const float *keys = (const float *)(const void *)tile;
+            kernels->attn_f32(keys, keys + head_dim * QW_KV_TILE, st.hd, st.q.f32, st.n_q, n_keys, st.m, st.s, st.o);
+        } else {
+            kernels->attn_i16(tile, st.hd, st.q.i16, st.dq, st.n_q, n_keys, st.m, st.s, st.o);
+        }
     }
-    for (size_t i = 0; i < n_q; i++) {
-        float *dst = a->out + (r0 + i / group) * a->ld + (h * group + i % group) * hd;
-        float inv = 1.0f / sum[i];
-        for (size_t d = 0; d < hd; d++) dst[d] = o[i * hd + d] * inv;
+    for (size_t i = 0; i < st.n_q; i++) {
+        float *dst = a->out + (r0 + i / group) * a->ld + (h * group + i % group) * head_dim;
+        float inv = 1.0f / st.s[i];
+        for (size_t d = 0; d < head_dim; d++) dst[d] = st.o[i * st.hd + d] * inv;
     }
 }
 

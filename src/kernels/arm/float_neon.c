@@ -83,14 +83,7 @@ static void rope_neon(float *x, const float *cos, const float *sin, size_t n)
     }
 }
 
-static void f32_to_f16_neon(const float *x, size_t n, qw_half *out)
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) vst1_u16(out + i, vreinterpret_u16_f16(vcvt_f16_f32(vld1q_f32(x + i))));
-    for (; i < n; i++) out[i] = half_from_f32(x[i]);
-}
-
-static void f16_to_f32_neon(const qw_half *x, size_t n, float *out)
+static void f16_to_f32(const qw_half *x, size_t n, float *out)
 {
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) vst1q_f32(out + i, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(x + i))));
@@ -101,7 +94,7 @@ static void f16_to_f32_neon(const qw_half *x, size_t n, float *out)
 static void dequantize_row_neon(qw_type type, const void *src, float *dst, size_t k)
 {
     if (type == QW_TYPE_F16)
-        f16_to_f32_neon(src, k, dst);
+        f16_to_f32(src, k, dst);
     else
         qw_dequantize_row(type, src, dst, k);
 }
@@ -114,7 +107,4 @@ void qw_float_init_neon(qw_kernels *t)
     t->add = add_neon;
     t->silu_mul = silu_mul_neon;
     t->rope = rope_neon;
-    t->f32_to_f16 = f32_to_f16_neon;
-    t->f16_to_f32 = f16_to_f32_neon;
-    qw_attn_init_neon(t);
 }

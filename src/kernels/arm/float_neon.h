@@ -1,5 +1,5 @@
 /* float_neon.h: the project's exponential on 4 lanes and the fold of 64 partials, for the NEON files.
- * Bit-equal to exp_ref(), fold_sum() and fold_max() of ref/float_ref.c. Any thread.
+ * Bit-equal to qw_ref_exp() and its folds in ref/float_ref.c. Any thread.
  */
 #ifndef QW_KERNELS_ARM_FLOAT_NEON_H
 #define QW_KERNELS_ARM_FLOAT_NEON_H
@@ -11,9 +11,6 @@
 #include "kernels/kernels.h"
 
 enum { NEON_LANES = 4, NEON_VECS = 16 }; /* vectors that hold the 64 partials of a reduction, or the scores of a tile */
-
-/* Attention slots; called by qw_float_init_neon(). */
-void qw_attn_init_neon(qw_kernels *t);
 
 /* The larger one; the second where they compare equal or one is NaN. FMAX would make NaN of the latter. */
 static inline float32x4_t max_neon(float32x4_t a, float32x4_t b)

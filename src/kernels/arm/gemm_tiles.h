@@ -14,17 +14,7 @@
 #include <string.h>
 
 #include "kernels/pack_layout.h"
-
-#define TILE_INLINE static inline __attribute__((always_inline))
-
-/* Loops over columns, quads and words have constant counts and must vanish, or sums would live in memory. */
-#if defined(__clang__)
-#define TILE_UNROLL _Pragma("clang loop unroll(full)")
-#define TILE_ROLLED _Pragma("clang loop unroll(disable)")
-#else
-#define TILE_UNROLL _Pragma("GCC unroll 16")
-#define TILE_ROLLED _Pragma("GCC unroll 1")
-#endif
+#include "kernels/tile.h"
 
 enum {
     TILE_QUADS = 4,              /* registers of 4 rows in a group */

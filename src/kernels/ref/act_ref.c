@@ -1,20 +1,12 @@
 /* act_ref.c: the quantisation of activations in plain C: its definition. Records: pack_layout.h; rounding and special
  * values: docs/kernels.md. Pure functions, any thread.
  */
-#include <float.h>
 #include <math.h>
 #include <string.h>
 
 #include "kernels/kernels_private.h"
 #include "kernels/pack_layout.h"
-
-/* The value that stands for x: NaN is 0, infinities are the largest float. */
-static float act_value(float x)
-{
-    x = isnan(x) ? 0.0f : x;
-    x = x > FLT_MAX ? FLT_MAX : x;
-    return x < -FLT_MAX ? -FLT_MAX : x;
-}
+#include "kernels/ref/float_ref.h"
 
 /* Quantises n floats with one scale, which it returns. Rounding to nearest even by adding 1.5 * 2^23:
  * |x * 127 / amax| stays below 2^22 by far. */
@@ -23,7 +15,7 @@ static float quantize_group(const float *x, size_t n, int8_t *q)
     const float magic = 0x1.8p23f;
     float amax = 0.0f;
     for (size_t i = 0; i < n; i++) {
-        float v = fabsf(act_value(x[i]));
+        float v = fabsf(qw_ref_finite(x[i]));
         amax = v > amax ? v : amax;
     }
     if (amax < QW_ACT_AMAX_MIN) {
@@ -31,7 +23,7 @@ static float quantize_group(const float *x, size_t n, int8_t *q)
         return 0.0f;
     }
     float inverse = 127.0f / amax;
-    for (size_t i = 0; i < n; i++) q[i] = (int8_t)(int)((act_value(x[i]) * inverse + magic) - magic);
+    for (size_t i = 0; i < n; i++) q[i] = (int8_t)(int)((qw_ref_finite(x[i]) * inverse + magic) - magic);
     return amax / 127.0f;
 }
 

@@ -90,17 +90,7 @@ static void rope_avx2(float *x, const float *cos, const float *sin, size_t n)
     }
 }
 
-static void f32_to_f16_avx2(const float *x, size_t n, qw_half *out)
-{
-    size_t i = 0;
-    for (; i + LANES <= n; i += LANES) {
-        __m128i h = _mm256_cvtps_ph(_mm256_loadu_ps(x + i), _MM_FROUND_TO_NEAREST_INT);
-        _mm_storeu_si128((__m128i *)(out + i), h);
-    }
-    for (; i < n; i++) out[i] = (qw_half)_cvtss_sh(x[i], _MM_FROUND_TO_NEAREST_INT);
-}
-
-static void f16_to_f32_avx2(const qw_half *x, size_t n, float *out)
+static void f16_to_f32(const qw_half *x, size_t n, float *out)
 {
     size_t i = 0;
     for (; i + LANES <= n; i += LANES)
@@ -112,7 +102,7 @@ static void f16_to_f32_avx2(const qw_half *x, size_t n, float *out)
 static void dequantize_row_avx2(qw_type type, const void *src, float *dst, size_t k)
 {
     if (type == QW_TYPE_F16)
-        f16_to_f32_avx2(src, k, dst);
+        f16_to_f32(src, k, dst);
     else
         qw_dequantize_row(type, src, dst, k);
 }
@@ -125,7 +115,4 @@ void qw_float_init_avx2(qw_kernels *t)
     t->add = add_avx2;
     t->silu_mul = silu_mul_avx2;
     t->rope = rope_avx2;
-    t->f32_to_f16 = f32_to_f16_avx2;
-    t->f16_to_f32 = f16_to_f32_avx2;
-    qw_attn_init_avx2(t);
 }

@@ -1,5 +1,5 @@
 /* float_avx2.h: the project's exponential on 8 lanes and the fold of 64 partials, for the AVX2 files.
- * Bit-equal to exp_ref(), fold_sum() and fold_max() of ref/float_ref.c. Any thread.
+ * Bit-equal to qw_ref_exp() and its folds in ref/float_ref.c. Any thread.
  */
 #ifndef QW_KERNELS_X86_FLOAT_AVX2_H
 #define QW_KERNELS_X86_FLOAT_AVX2_H
@@ -9,9 +9,6 @@
 
 #include "kernels/exp_const.h"
 #include "kernels/kernels.h"
-
-/* Attention slots; called by qw_float_init_avx2(). */
-void qw_attn_init_avx2(qw_kernels *t);
 
 /* exp(x) for x <= QW_EXP_MAX or NaN. */
 static inline __m256 exp256_nonpos(__m256 x)

@@ -93,23 +93,6 @@ static void rope_avx512(float *x, const float *cos, const float *sin, size_t n)
     }
 }
 
-static void f32_to_f16_avx512(const float *x, size_t n, qw_half *out)
-{
-    for (size_t i = 0; i < n; i += LANES) {
-        __mmask16 in = first_n(n - i);
-        __m256i h = _mm512_cvtps_ph(_mm512_maskz_loadu_ps(in, x + i), _MM_FROUND_TO_NEAREST_INT);
-        _mm256_mask_storeu_epi16(out + i, in, h);
-    }
-}
-
-static void f16_to_f32_avx512(const qw_half *x, size_t n, float *out)
-{
-    for (size_t i = 0; i < n; i += LANES) {
-        __mmask16 in = first_n(n - i);
-        _mm512_mask_storeu_ps(out + i, in, _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(in, x + i)));
-    }
-}
-
 void qw_float_init_avx512(qw_kernels *t)
 {
     t->dot_f32 = dot_f32_avx512;
@@ -117,7 +100,4 @@ void qw_float_init_avx512(qw_kernels *t)
     t->add = add_avx512;
     t->silu_mul = silu_mul_avx512;
     t->rope = rope_avx512;
-    t->f32_to_f16 = f32_to_f16_avx512;
-    t->f16_to_f32 = f16_to_f32_avx512;
-    qw_attn_init_avx512(t);
 }

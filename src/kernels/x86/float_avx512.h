@@ -1,5 +1,5 @@
 /* float_avx512.h: the project's exponential on 16 lanes and the fold of 64 partials, for the AVX-512 files.
- * Bit-equal to exp_ref(), fold_sum() and fold_max() of ref/float_ref.c. Any thread.
+ * Bit-equal to qw_ref_exp() and its folds in ref/float_ref.c. Any thread.
  */
 #ifndef QW_KERNELS_X86_FLOAT_AVX512_H
 #define QW_KERNELS_X86_FLOAT_AVX512_H
@@ -9,9 +9,6 @@
 
 #include "kernels/exp_const.h"
 #include "kernels/kernels.h"
-
-/* Attention slots; called by qw_float_init_avx512(). */
-void qw_attn_init_avx512(qw_kernels *t);
 
 /* exp(x) for x <= QW_EXP_MAX or NaN. */
 static inline __m512 exp512_nonpos(__m512 x)

@@ -6,4 +6,5 @@
 void qw_kernels_init_avx512_vnni(qw_kernels *t)
 {
     qw_gemm_init_avx512_vnni(t);
+    qw_attn_i16_init_avx512_vnni(t);
 }

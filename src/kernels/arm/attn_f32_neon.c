@@ -1,6 +1,6 @@
-/* attn_neon.c: attention over one tile of 64 positions with AArch64 Advanced SIMD.
+/* attn_f32_neon.c: float attention over one tile of 64 positions with AArch64 Advanced SIMD.
  *
- * Bits as attn_query() of ref/float_ref.c. A tile, for each query on its own:
+ * Bits as query_f32() of ref/attn_ref.c. A tile, for each query on its own:
  *   score[key] = fma over d = 0..hd-1 of q[d], K[d][key]       lanes are keys
  *   mt = fold of max over the visible scores, p[key] = exp(score - mt), st = fold of sum over p
  *   ot[d] = fma over keys 0..n_keys-1 of p[key], V[key][d]      lanes are dimensions
@@ -13,7 +13,6 @@
 
 #include "kernels/kernels_private.h"
 #include "kernels/arm/float_neon.h"
-#include "kernels/ref/half.h"
 
 enum {
     BLOCK_Q = 4, /* queries in one block */
@@ -22,13 +21,13 @@ enum {
 };
 static const size_t width_vecs[WIDTHS] = {1, 4, 8};
 
-/* a [nq, lda], b [n_i, ldb] of floats or halves, c [nq, ldc]; `more` continues the sums found in c. */
-typedef void product_fn(const float *a, size_t lda, const void *b, size_t ldb, size_t n_i, float *c, size_t ldc,
+/* a [nq, lda], b [n_i, ldb] c [nq, ldc]; `more` continues the sums found in c. */
+typedef void product_fn(const float *a, size_t lda, const float *b, size_t ldb, size_t n_i, float *c, size_t ldc,
                         bool more);
 
-static inline __attribute__((always_inline)) void product(const float *a, size_t lda, const void *b, size_t ldb,
+static inline __attribute__((always_inline)) void product(const float *a, size_t lda, const float *b, size_t ldb,
                                                           size_t n_i, float *c, size_t ldc, bool more,
-                                                          const int nq, const int nv, const bool half)
+                                                          const int nq, const int nv)
 {
     float32x4_t acc[BLOCK_Q][8];
     for (int j = 0; j < nq; j++)
@@ -36,11 +35,7 @@ static inline __attribute__((always_inline)) void product(const float *a, size_t
             acc[j][v] = more ? vld1q_f32(c + (size_t)j * ldc + (size_t)v * LANES) : vdupq_n_f32(0.0f);
     for (size_t i = 0; i < n_i; i++) {
         float32x4_t bv[8];
-        for (int v = 0; v < nv; v++) {
-            size_t at = i * ldb + (size_t)v * LANES;
-            bv[v] = half ? vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16((const qw_half *)b + at)))
-                         : vld1q_f32((const float *)b + at);
-        }
+        for (int v = 0; v < nv; v++) bv[v] = vld1q_f32(b + i * ldb + (size_t)v * LANES);
         for (int j = 0; j < nq; j++) {
             float aj = a[(size_t)j * lda + i];
             for (int v = 0; v < nv; v++) acc[j][v] = vfmaq_n_f32(acc[j][v], bv[v], aj);
@@ -50,50 +45,46 @@ static inline __attribute__((always_inline)) void product(const float *a, size_t
         for (int v = 0; v < nv; v++) vst1q_f32(c + (size_t)j * ldc + (size_t)v * LANES, acc[j][v]);
 }
 
-#define PRODUCT(NQ, NV, TYPE, HALF)                                                                     \
-    static void product_##NQ##x##NV##_##TYPE(const float *a, size_t lda, const void *b, size_t ldb,     \
-                                             size_t n_i, float *c, size_t ldc, bool more)               \
+#define PRODUCT(NQ, NV)                                                                                 \
+    static void product_##NQ##x##NV(const float *a, size_t lda, const float *b, size_t ldb, size_t n_i, \
+                                    float *c, size_t ldc, bool more)                                    \
     {                                                                                                   \
-        product(a, lda, b, ldb, n_i, c, ldc, more, NQ, NV, HALF);                                       \
+        product(a, lda, b, ldb, n_i, c, ldc, more, NQ, NV);                                             \
     }
-#define PRODUCTS_OF(NQ, NV) PRODUCT(NQ, NV, f32, false) PRODUCT(NQ, NV, f16, true)
-PRODUCTS_OF(1, 1)
-PRODUCTS_OF(1, 4)
-PRODUCTS_OF(1, 8)
-PRODUCTS_OF(2, 1)
-PRODUCTS_OF(2, 4)
-PRODUCTS_OF(2, 8)
-PRODUCTS_OF(3, 1)
-PRODUCTS_OF(3, 4)
-PRODUCTS_OF(4, 1)
-PRODUCTS_OF(4, 4)
+PRODUCT(1, 1)
+PRODUCT(1, 4)
+PRODUCT(1, 8)
+PRODUCT(2, 1)
+PRODUCT(2, 4)
+PRODUCT(2, 8)
+PRODUCT(3, 1)
+PRODUCT(3, 4)
+PRODUCT(4, 1)
+PRODUCT(4, 4)
 
-#define TABLE(TYPE)                                                                    \
-    {                                                                                  \
-        {product_1x1_##TYPE, product_1x4_##TYPE, product_1x8_##TYPE},                  \
-            {product_2x1_##TYPE, product_2x4_##TYPE, product_2x8_##TYPE},              \
-            {product_3x1_##TYPE, product_3x4_##TYPE, NULL},                            \
-            {product_4x1_##TYPE, product_4x4_##TYPE, NULL},                            \
-    }
-static product_fn *const products[2][BLOCK_Q][WIDTHS] = {TABLE(f32), TABLE(f16)};
+static product_fn *const products[BLOCK_Q][WIDTHS] = {
+    {product_1x1, product_1x4, product_1x8},
+    {product_2x1, product_2x4, product_2x8},
+    {product_3x1, product_3x4, NULL},
+    {product_4x1, product_4x4, NULL},
+};
 
 /* The product over n_lanes (a multiple of 4) columns of b, in the widest pieces that fit. */
-static void product_lanes(size_t nq, const float *a, size_t lda, const void *b, size_t ldb, bool half,
-                          size_t n_i, float *c, size_t ldc, bool more, size_t n_lanes)
+static void product_lanes(size_t nq, const float *a, size_t lda, const float *b, size_t ldb, size_t n_i,
+                          float *c, size_t ldc, bool more, size_t n_lanes)
 {
-    product_fn *const *fn = products[half][nq - 1];
-    size_t unit = half ? sizeof(qw_half) : sizeof(float), width = WIDTHS - 1;
+    product_fn *const *fn = products[nq - 1];
+    size_t width = WIDTHS - 1;
     for (size_t at = 0; at < n_lanes; at += LANES * width_vecs[width]) {
         while (fn[width] == NULL || LANES * width_vecs[width] > n_lanes - at) width--;
-        fn[width](a, lda, (const char *)b + at * unit, ldb, n_i, c + at, ldc, more);
+        fn[width](a, lda, b + at, ldb, n_i, c + at, ldc, more);
     }
 }
 
 typedef struct tile {
-    const void *k; /* [hd, QW_KV_TILE] */
-    const void *v; /* [QW_KV_TILE, hd] */
+    const float *k; /* [hd, QW_KV_TILE] */
+    const float *v; /* [QW_KV_TILE, hd] */
     size_t hd;
-    bool half;     /* element type f16, else f32 */
 } tile;
 
 /* A block's intermediate results. */
@@ -132,24 +123,20 @@ static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_k
         if (n_keys[j] < common) common = n_keys[j];
         if (n_keys[j] > most) most = n_keys[j];
     }
-    size_t row_bytes = t->hd * (t->half ? sizeof(qw_half) : sizeof(float));
-    const char *later = (const char *)t->v + common * row_bytes;
-    product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, t->half, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
+    const float *later = t->v + common * t->hd;
+    product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
     for (size_t j = 0; most > common && j < nq; j++)
         if (n_keys[j] > common)
-            product_lanes(1, b->p[j] + common, QW_KV_TILE, later, t->hd, t->half, n_keys[j] - common, b->o[j],
+            product_lanes(1, b->p[j] + common, QW_KV_TILE, later, t->hd, n_keys[j] - common, b->o[j],
                           QW_HEAD_DIM_MAX, true, whole);
     if (whole == t->hd) return;
 
     /* hd is no multiple of 4: the last dimensions go through a padded copy. */
     float tail[QW_KV_TILE][LANES] = {{0}};
     for (size_t key = 0; key < most; key++)
-        for (size_t d = whole; d < t->hd; d++) {
-            size_t at = key * t->hd + d;
-            tail[key][d - whole] = t->half ? half_to_f32(((const qw_half *)t->v)[at]) : ((const float *)t->v)[at];
-        }
+        for (size_t d = whole; d < t->hd; d++) tail[key][d - whole] = t->v[key * t->hd + d];
     for (size_t j = 0; j < nq; j++)
-        product_lanes(1, b->p[j], QW_KV_TILE, tail, LANES, false, n_keys[j], b->o[j] + whole, QW_HEAD_DIM_MAX,
+        product_lanes(1, b->p[j], QW_KV_TILE, tail[0], LANES, n_keys[j], b->o[j] + whole, QW_HEAD_DIM_MAX,
                       false, LANES);
 }
 
@@ -187,7 +174,7 @@ static void attn_block(const tile *t, block *b, const float *q, size_t nq, const
     for (size_t j = 0; j < nq; j++)
         if (n_keys[j] > most) most = n_keys[j];
     size_t lanes = (most + LANES - 1) / LANES * LANES;
-    product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->half, t->hd, b->p[0], QW_KV_TILE, false, lanes);
+    product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->hd, b->p[0], QW_KV_TILE, false, lanes);
     block_softmax(b, nq, n_keys);
     block_values(t, b, nq, n_keys);
     block_merge(b, nq, t->hd, m, s, o);
@@ -210,22 +197,14 @@ static void attn(const tile *t, const float *q, size_t n_q, const uint32_t *n_ke
     }
 }
 
-static void attn_tile_f16_neon(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                               const uint32_t *n_keys, float *m, float *s, float *o)
+static void attn_f32(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
+                     const uint32_t *n_keys, float *m, float *s, float *o)
 {
-    tile t = {k_tile, v_tile, hd, true};
+    tile t = {k_tile, v_tile, hd};
     attn(&t, q, n_q, n_keys, m, s, o);
 }
 
-static void attn_tile_f32_neon(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                               const uint32_t *n_keys, float *m, float *s, float *o)
+void qw_attn_f32_init_neon(qw_kernels *t)
 {
-    tile t = {k_tile, v_tile, hd, false};
-    attn(&t, q, n_q, n_keys, m, s, o);
-}
-
-void qw_attn_init_neon(qw_kernels *t)
-{
-    t->attn_tile_f16 = attn_tile_f16_neon;
-    t->attn_tile_f32 = attn_tile_f32_neon;
+    t->attn_f32 = attn_f32;
 }

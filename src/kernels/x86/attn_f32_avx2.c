@@ -1,6 +1,6 @@
-/* attn_avx2.c: attention over one tile of 64 positions, AVX2 with FMA and F16C.
+/* attn_f32_avx2.c: float attention over one tile of 64 positions, AVX2 with FMA.
  *
- * Bits as attn_query() of ref/float_ref.c. A tile, for each query on its own:
+ * Bits as query_f32() of ref/attn_ref.c. A tile, for each query on its own:
  *   score[key] = fma over d = 0..hd-1 of q[d], K[d][key]       lanes are keys
  *   mt = fold of max over the visible scores, p[key] = exp(score - mt), st = fold of sum over p
  *   ot[d] = fma over keys 0..n_keys-1 of p[key], V[key][d]      lanes are dimensions
@@ -20,13 +20,13 @@ enum {
     WIDTHS = 4,    /* widths of the product: 1, 2, 4, 8 vectors; NULL where registers are too few */
 };
 
-/* a [nq, lda], b [n_i, ldb] of floats or halves, c [nq, ldc]; `more` continues the sums found in c. */
-typedef void product_fn(const float *a, size_t lda, const void *b, size_t ldb, size_t n_i, float *c, size_t ldc,
+/* a [nq, lda], b [n_i, ldb] c [nq, ldc]; `more` continues the sums found in c. */
+typedef void product_fn(const float *a, size_t lda, const float *b, size_t ldb, size_t n_i, float *c, size_t ldc,
                         bool more);
 
-static inline __attribute__((always_inline)) void product(const float *a, size_t lda, const void *b, size_t ldb,
+static inline __attribute__((always_inline)) void product(const float *a, size_t lda, const float *b, size_t ldb,
                                                           size_t n_i, float *c, size_t ldc, bool more,
-                                                          const int nq, const int nv, const bool half)
+                                                          const int nq, const int nv)
 {
     __m256 acc[BLOCK_Q][8];
     for (int j = 0; j < nq; j++)
@@ -34,11 +34,7 @@ static inline __attribute__((always_inline)) void product(const float *a, size_t
             acc[j][v] = more ? _mm256_loadu_ps(c + (size_t)j * ldc + (size_t)v * LANES) : _mm256_setzero_ps();
     for (size_t i = 0; i < n_i; i++) {
         __m256 bv[8];
-        for (int v = 0; v < nv; v++) {
-            size_t at = i * ldb + (size_t)v * LANES;
-            bv[v] = half ? _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)((const qw_half *)b + at)))
-                         : _mm256_loadu_ps((const float *)b + at);
-        }
+        for (int v = 0; v < nv; v++) bv[v] = _mm256_loadu_ps(b + i * ldb + (size_t)v * LANES);
         for (int j = 0; j < nq; j++) {
             __m256 av = _mm256_set1_ps(a[(size_t)j * lda + i]);
             for (int v = 0; v < nv; v++) acc[j][v] = _mm256_fmadd_ps(av, bv[v], acc[j][v]);
@@ -48,55 +44,54 @@ static inline __attribute__((always_inline)) void product(const float *a, size_t
         for (int v = 0; v < nv; v++) _mm256_storeu_ps(c + (size_t)j * ldc + (size_t)v * LANES, acc[j][v]);
 }
 
-#define PRODUCT(NQ, NV, TYPE, HALF)                                                                     \
-    static void product_##NQ##x##NV##_##TYPE(const float *a, size_t lda, const void *b, size_t ldb,     \
-                                             size_t n_i, float *c, size_t ldc, bool more)               \
+#define PRODUCT(NQ, NV)                                                                                 \
+    static void product_##NQ##x##NV(const float *a, size_t lda, const float *b, size_t ldb, size_t n_i, \
+                                    float *c, size_t ldc, bool more)                                    \
     {                                                                                                   \
-        product(a, lda, b, ldb, n_i, c, ldc, more, NQ, NV, HALF);                                       \
+        product(a, lda, b, ldb, n_i, c, ldc, more, NQ, NV);                                             \
     }
-#define PRODUCTS_OF(NQ, NV) PRODUCT(NQ, NV, f32, false) PRODUCT(NQ, NV, f16, true)
-PRODUCTS_OF(1, 1)
-PRODUCTS_OF(1, 2)
-PRODUCTS_OF(1, 8)
-PRODUCTS_OF(2, 1)
-PRODUCTS_OF(2, 2)
-PRODUCTS_OF(2, 4)
-PRODUCTS_OF(3, 1)
-PRODUCTS_OF(3, 2)
-PRODUCTS_OF(4, 1)
-PRODUCTS_OF(4, 2)
-PRODUCTS_OF(5, 1)
-PRODUCTS_OF(5, 2)
-PRODUCTS_OF(6, 1)
-PRODUCTS_OF(6, 2)
+PRODUCT(1, 1)
+PRODUCT(1, 2)
+PRODUCT(1, 8)
+PRODUCT(2, 1)
+PRODUCT(2, 2)
+PRODUCT(2, 4)
+PRODUCT(3, 1)
+PRODUCT(3, 2)
+PRODUCT(4, 1)
+PRODUCT(4, 2)
+PRODUCT(5, 1)
+PRODUCT(5, 2)
+PRODUCT(6, 1)
+PRODUCT(6, 2)
 
-#define ROW(NQ, TYPE) {product_##NQ##x1_##TYPE, product_##NQ##x2_##TYPE, NULL, NULL}
-#define TABLE(TYPE)                                                                                     \
-    {                                                                                                   \
-        {product_1x1_##TYPE, product_1x2_##TYPE, NULL, product_1x8_##TYPE},                             \
-            {product_2x1_##TYPE, product_2x2_##TYPE, product_2x4_##TYPE, NULL}, ROW(3, TYPE),           \
-            ROW(4, TYPE), ROW(5, TYPE), ROW(6, TYPE)                                                    \
-    }
-static product_fn *const products[2][BLOCK_Q][WIDTHS] = {TABLE(f32), TABLE(f16)};
+#define ROW(NQ) {product_##NQ##x1, product_##NQ##x2, NULL, NULL}
+static product_fn *const products[BLOCK_Q][WIDTHS] = {
+    {product_1x1, product_1x2, NULL, product_1x8},
+    {product_2x1, product_2x2, product_2x4, NULL},
+    ROW(3),
+    ROW(4),
+    ROW(5),
+    ROW(6),
+};
 
 /* The product over n_lanes (a multiple of 8) columns of b, in the widest pieces that fit. */
-static void product_lanes(size_t nq, const float *a, size_t lda, const void *b, size_t ldb, bool half,
-                          size_t n_i, float *c, size_t ldc, bool more, size_t n_lanes)
+static void product_lanes(size_t nq, const float *a, size_t lda, const float *b, size_t ldb, size_t n_i,
+                          float *c, size_t ldc, bool more, size_t n_lanes)
 {
-    product_fn *const *fn = products[half][nq - 1];
-    size_t unit = half ? sizeof(qw_half) : sizeof(float), width = WIDTHS - 1;
+    product_fn *const *fn = products[nq - 1];
+    size_t width = WIDTHS - 1;
     for (size_t at = 0; at < n_lanes;) {
         while (fn[width] == NULL || ((size_t)LANES << width) > n_lanes - at) width--;
-        fn[width](a, lda, (const char *)b + at * unit, ldb, n_i, c + at, ldc, more);
+        fn[width](a, lda, b + at, ldb, n_i, c + at, ldc, more);
         at += (size_t)LANES << width;
     }
 }
 
 typedef struct tile {
-    const void *k; /* [hd, QW_KV_TILE] */
-    const void *v; /* [QW_KV_TILE, hd] */
+    const float *k; /* [hd, QW_KV_TILE] */
+    const float *v; /* [QW_KV_TILE, hd] */
     size_t hd;
-    bool half;     /* element type f16, else f32 */
 } tile;
 
 /* A block's intermediate results. */
@@ -137,24 +132,20 @@ static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_k
         if (n_keys[j] < common) common = n_keys[j];
         if (n_keys[j] > most) most = n_keys[j];
     }
-    size_t row_bytes = t->hd * (t->half ? sizeof(qw_half) : sizeof(float));
-    const char *later = (const char *)t->v + common * row_bytes;
-    product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, t->half, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
+    const float *later = t->v + common * t->hd;
+    product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
     for (size_t j = 0; most > common && j < nq; j++)
         if (n_keys[j] > common)
-            product_lanes(1, b->p[j] + common, QW_KV_TILE, later, t->hd, t->half, n_keys[j] - common, b->o[j],
+            product_lanes(1, b->p[j] + common, QW_KV_TILE, later, t->hd, n_keys[j] - common, b->o[j],
                           QW_HEAD_DIM_MAX, true, whole);
     if (whole == t->hd) return;
 
     /* hd is no multiple of 8: the last dimensions go through a padded copy. */
     float tail[QW_KV_TILE][LANES] = {{0}};
     for (size_t key = 0; key < most; key++)
-        for (size_t d = whole; d < t->hd; d++) {
-            size_t at = key * t->hd + d;
-            tail[key][d - whole] = t->half ? _cvtsh_ss(((const qw_half *)t->v)[at]) : ((const float *)t->v)[at];
-        }
+        for (size_t d = whole; d < t->hd; d++) tail[key][d - whole] = t->v[key * t->hd + d];
     for (size_t j = 0; j < nq; j++)
-        product_lanes(1, b->p[j], QW_KV_TILE, tail, LANES, false, n_keys[j], b->o[j] + whole, QW_HEAD_DIM_MAX,
+        product_lanes(1, b->p[j], QW_KV_TILE, tail[0], LANES, n_keys[j], b->o[j] + whole, QW_HEAD_DIM_MAX,
                       false, LANES);
 }
 
@@ -195,7 +186,7 @@ static void attn_block(const tile *t, block *b, const float *q, size_t nq, const
     for (size_t j = 0; j < nq; j++)
         if (n_keys[j] > most) most = n_keys[j];
     size_t lanes = (most + LANES - 1) / LANES * LANES;
-    product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->half, t->hd, b->p[0], QW_KV_TILE, false, lanes);
+    product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->hd, b->p[0], QW_KV_TILE, false, lanes);
     block_softmax(b, nq, n_keys);
     block_values(t, b, nq, n_keys);
     block_merge(b, nq, t->hd, m, s, o);
@@ -218,22 +209,14 @@ static void attn(const tile *t, const float *q, size_t n_q, const uint32_t *n_ke
     }
 }
 
-static void attn_tile_f16_avx2(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                               const uint32_t *n_keys, float *m, float *s, float *o)
+static void attn_f32(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
+                     const uint32_t *n_keys, float *m, float *s, float *o)
 {
-    tile t = {k_tile, v_tile, hd, true};
+    tile t = {k_tile, v_tile, hd};
     attn(&t, q, n_q, n_keys, m, s, o);
 }
 
-static void attn_tile_f32_avx2(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                               const uint32_t *n_keys, float *m, float *s, float *o)
+void qw_attn_f32_init_avx2(qw_kernels *t)
 {
-    tile t = {k_tile, v_tile, hd, false};
-    attn(&t, q, n_q, n_keys, m, s, o);
-}
-
-void qw_attn_init_avx2(qw_kernels *t)
-{
-    t->attn_tile_f16 = attn_tile_f16_avx2;
-    t->attn_tile_f32 = attn_tile_f32_avx2;
+    t->attn_f32 = attn_f32;
 }

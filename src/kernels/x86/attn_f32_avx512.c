@@ -1,6 +1,6 @@
-/* attn_avx512.c: attention over one tile of 64 positions, AVX-512.
+/* attn_f32_avx512.c: float attention over one tile of 64 positions, AVX-512.
  *
- * Bits as attn_query() of ref/float_ref.c. A tile, for each query on its own:
+ * Bits as query_f32() of ref/attn_ref.c. A tile, for each query on its own:
  *   score[key] = fma over d = 0..hd-1 of q[d], K[d][key]       lanes are keys
  *   mt = fold of max over the visible scores, p[key] = exp(score - mt), st = fold of sum over p
  *   ot[d] = fma over keys 0..n_keys-1 of p[key], V[key][d]      lanes are dimensions
@@ -18,20 +18,13 @@ enum {
     PRODUCTS = 3,  /* widths of the product: 1, 2, 4 vectors */
 };
 
-/* a [nq, lda], b [n_i, ldb] of floats or halves, c [nq, ldc]; `more` continues the sums found in c. */
-typedef void product_fn(const float *a, size_t lda, const void *b, size_t ldb, size_t n_i, float *c, size_t ldc,
+/* a [nq, lda], b [n_i, ldb] c [nq, ldc]; `more` continues the sums found in c. */
+typedef void product_fn(const float *a, size_t lda, const float *b, size_t ldb, size_t n_i, float *c, size_t ldc,
                         bool more);
 
-static inline __m512 load_half(const qw_half *p)
-{
-    __m256i h = _mm256_loadu_si256((const __m256i *)p);
-    __asm__("" : "+v"(h)); /* clang 14 would otherwise take the load apart, half by half */
-    return _mm512_cvtph_ps(h);
-}
-
-static inline __attribute__((always_inline)) void product(const float *a, size_t lda, const void *b, size_t ldb,
+static inline __attribute__((always_inline)) void product(const float *a, size_t lda, const float *b, size_t ldb,
                                                           size_t n_i, float *c, size_t ldc, bool more,
-                                                          const int nq, const int nv, const bool half)
+                                                          const int nq, const int nv)
 {
     __m512 acc[BLOCK_Q][4];
     for (int j = 0; j < nq; j++)
@@ -39,11 +32,7 @@ static inline __attribute__((always_inline)) void product(const float *a, size_t
             acc[j][v] = more ? _mm512_loadu_ps(c + (size_t)j * ldc + (size_t)v * LANES) : _mm512_setzero_ps();
     for (size_t i = 0; i < n_i; i++) {
         __m512 bv[4];
-        for (int v = 0; v < nv; v++) {
-            size_t at = i * ldb + (size_t)v * LANES;
-            bv[v] = half ? load_half((const qw_half *)b + at)
-                         : _mm512_loadu_ps((const float *)b + at);
-        }
+        for (int v = 0; v < nv; v++) bv[v] = _mm512_loadu_ps(b + i * ldb + (size_t)v * LANES);
         for (int j = 0; j < nq; j++) {
             __m512 av = _mm512_set1_ps(a[(size_t)j * lda + i]);
             for (int v = 0; v < nv; v++) acc[j][v] = _mm512_fmadd_ps(av, bv[v], acc[j][v]);
@@ -53,16 +42,13 @@ static inline __attribute__((always_inline)) void product(const float *a, size_t
         for (int v = 0; v < nv; v++) _mm512_storeu_ps(c + (size_t)j * ldc + (size_t)v * LANES, acc[j][v]);
 }
 
-#define PRODUCT(NQ, NV, TYPE, HALF)                                                                     \
-    static void product_##NQ##x##NV##_##TYPE(const float *a, size_t lda, const void *b, size_t ldb,     \
-                                             size_t n_i, float *c, size_t ldc, bool more)               \
+#define PRODUCT(NQ, NV)                                                                                 \
+    static void product_##NQ##x##NV(const float *a, size_t lda, const float *b, size_t ldb, size_t n_i, \
+                                    float *c, size_t ldc, bool more)                                    \
     {                                                                                                   \
-        product(a, lda, b, ldb, n_i, c, ldc, more, NQ, NV, HALF);                                       \
+        product(a, lda, b, ldb, n_i, c, ldc, more, NQ, NV);                                             \
     }
-#define PRODUCTS_OF(NQ)                                                                                 \
-    PRODUCT(NQ, 1, f32, false)                                                                          \
-    PRODUCT(NQ, 2, f32, false)                                                                          \
-    PRODUCT(NQ, 4, f32, false) PRODUCT(NQ, 1, f16, true) PRODUCT(NQ, 2, f16, true) PRODUCT(NQ, 4, f16, true)
+#define PRODUCTS_OF(NQ) PRODUCT(NQ, 1) PRODUCT(NQ, 2) PRODUCT(NQ, 4)
 PRODUCTS_OF(1)
 PRODUCTS_OF(2)
 PRODUCTS_OF(3)
@@ -70,29 +56,25 @@ PRODUCTS_OF(4)
 PRODUCTS_OF(5)
 PRODUCTS_OF(6)
 
-#define ROW(NQ, TYPE) {product_##NQ##x1_##TYPE, product_##NQ##x2_##TYPE, product_##NQ##x4_##TYPE}
-static product_fn *const products[2][BLOCK_Q][PRODUCTS] = {
-    {ROW(1, f32), ROW(2, f32), ROW(3, f32), ROW(4, f32), ROW(5, f32), ROW(6, f32)},
-    {ROW(1, f16), ROW(2, f16), ROW(3, f16), ROW(4, f16), ROW(5, f16), ROW(6, f16)},
-};
+#define ROW(NQ) {product_##NQ##x1, product_##NQ##x2, product_##NQ##x4}
+static product_fn *const products[BLOCK_Q][PRODUCTS] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 
 /* The product over n_lanes (a multiple of 16) columns of b, in the widest pieces that fit. */
-static void product_lanes(size_t nq, const float *a, size_t lda, const void *b, size_t ldb, bool half,
-                          size_t n_i, float *c, size_t ldc, bool more, size_t n_lanes)
+static void product_lanes(size_t nq, const float *a, size_t lda, const float *b, size_t ldb, size_t n_i,
+                          float *c, size_t ldc, bool more, size_t n_lanes)
 {
-    size_t unit = half ? sizeof(qw_half) : sizeof(float), width = PRODUCTS - 1;
+    size_t width = PRODUCTS - 1;
     for (size_t at = 0; at < n_lanes;) {
         while (((size_t)LANES << width) > n_lanes - at) width--;
-        products[half][nq - 1][width](a, lda, (const char *)b + at * unit, ldb, n_i, c + at, ldc, more);
+        products[nq - 1][width](a, lda, b + at, ldb, n_i, c + at, ldc, more);
         at += (size_t)LANES << width;
     }
 }
 
 typedef struct tile {
-    const void *k; /* [hd, QW_KV_TILE] */
-    const void *v; /* [QW_KV_TILE, hd] */
+    const float *k; /* [hd, QW_KV_TILE] */
+    const float *v; /* [QW_KV_TILE, hd] */
     size_t hd;
-    bool half;     /* element type f16, else f32 */
 } tile;
 
 /* A block's intermediate results. */
@@ -131,24 +113,20 @@ static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_k
         if (n_keys[j] < common) common = n_keys[j];
         if (n_keys[j] > most) most = n_keys[j];
     }
-    size_t row_bytes = t->hd * (t->half ? sizeof(qw_half) : sizeof(float));
-    const char *later = (const char *)t->v + common * row_bytes;
-    product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, t->half, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
+    const float *later = t->v + common * t->hd;
+    product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
     for (size_t j = 0; most > common && j < nq; j++)
         if (n_keys[j] > common)
-            product_lanes(1, b->p[j] + common, QW_KV_TILE, later, t->hd, t->half, n_keys[j] - common, b->o[j],
+            product_lanes(1, b->p[j] + common, QW_KV_TILE, later, t->hd, n_keys[j] - common, b->o[j],
                           QW_HEAD_DIM_MAX, true, whole);
     if (whole == t->hd) return;
 
     /* hd is no multiple of 16: the last dimensions go through a padded copy. */
     float tail[QW_KV_TILE][LANES] = {{0}};
     for (size_t key = 0; key < most; key++)
-        for (size_t d = whole; d < t->hd; d++) {
-            size_t at = key * t->hd + d;
-            tail[key][d - whole] = t->half ? _cvtsh_ss(((const qw_half *)t->v)[at]) : ((const float *)t->v)[at];
-        }
+        for (size_t d = whole; d < t->hd; d++) tail[key][d - whole] = t->v[key * t->hd + d];
     for (size_t j = 0; j < nq; j++)
-        product_lanes(1, b->p[j], QW_KV_TILE, tail, LANES, false, n_keys[j], b->o[j] + whole, QW_HEAD_DIM_MAX,
+        product_lanes(1, b->p[j], QW_KV_TILE, tail[0], LANES, n_keys[j], b->o[j] + whole, QW_HEAD_DIM_MAX,
                       false, LANES);
 }
 
@@ -185,7 +163,7 @@ static void attn_block(const tile *t, block *b, const float *q, size_t nq, const
     for (size_t j = 0; j < nq; j++)
         if (n_keys[j] > most) most = n_keys[j];
     size_t lanes = (most + LANES - 1) / LANES * LANES;
-    product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->half, t->hd, b->p[0], QW_KV_TILE, false, lanes);
+    product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->hd, b->p[0], QW_KV_TILE, false, lanes);
     block_softmax(b, nq, n_keys);
     block_values(t, b, nq, n_keys);
     block_merge(b, nq, t->hd, m, s, o);
@@ -207,22 +185,14 @@ static void attn(const tile *t, const float *q, size_t n_q, const uint32_t *n_ke
     }
 }
 
-static void attn_tile_f16_avx512(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                                 const uint32_t *n_keys, float *m, float *s, float *o)
+static void attn_f32(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
+                     const uint32_t *n_keys, float *m, float *s, float *o)
 {
-    tile t = {k_tile, v_tile, hd, true};
+    tile t = {k_tile, v_tile, hd};
     attn(&t, q, n_q, n_keys, m, s, o);
 }
 
-static void attn_tile_f32_avx512(const void *k_tile, const void *v_tile, size_t hd, const float *q, size_t n_q,
-                                 const uint32_t *n_keys, float *m, float *s, float *o)
+void qw_attn_f32_init_avx512(qw_kernels *t)
 {
-    tile t = {k_tile, v_tile, hd, false};
-    attn(&t, q, n_q, n_keys, m, s, o);
-}
-
-void qw_attn_init_avx512(qw_kernels *t)
-{
-    t->attn_tile_f16 = attn_tile_f16_avx512;
-    t->attn_tile_f32 = attn_tile_f32_avx512;
+    t->attn_f32 = attn_f32;
 }

@@ -640,14 +640,14 @@ static void test_stop_strings(void **state)
             memset(stop, 0, sizeof stop);
             memcpy(stop, whole->text + at, len);
             if (strlen(stop) != len) continue; /* a zero byte among them */
-            const char *first = strstr(whole->text, stop);
-            assert_non_null(first);
+            size_t first = 0;
+            while (memcmp(whole->text + first, stop, len) != 0) first++; /* the text may hold zero bytes; it ends at `at` */
             r.stop = list;
             r.n_stop = 2;
             answer *a = run(e, &r);
             assert_int_equal(a->finish, QW_FINISH_STOP);
             assert_string_equal(a->stop, stop);
-            assert_int_equal(a->n_text, first - whole->text);
+            assert_int_equal(a->n_text, first);
             assert_memory_equal(a->text, whole->text, a->n_text);
             assert_memory_equal(a->tokens, whole->tokens, a->n_tokens * sizeof *a->tokens);
             assert_int_equal(a->usage.completion_tokens, a->n_tokens);
@@ -1032,7 +1032,8 @@ static void test_plan(void **state)
     assert_int_equal(qw_engine_plan(m, &o, &half, &err), QW_OK);
     assert_int_equal(half.kv_bytes * 2, plan.kv_bytes);
     assert_int_equal(qw_engine_plan(exact, &o, &small, &err), QW_OK);
-    assert_int_equal(small.kv_bytes, plan.kv_bytes); /* float32: twice the bytes */
+    uint64_t scales = plan.kv_bytes - small.kv_bytes; /* float32: twice the bytes, and no scales */
+    assert_true(scales > 0 && scales < plan.kv_bytes / 16);
     o.context = 4097;
     assert_int_equal(qw_engine_plan(m, &o, &small, &err), QW_E_ARG);
     assert_non_null(strstr(err.text, "4097"));

@@ -15,8 +15,9 @@
  * out[c * ld_out + row] = sum_k W[row, k] * x[c, k], in this order (docs/kernels.md):
  *   QW_ACT_Q8_32, per 32:   acc = fma((float)isum, dw * da, acc); for types with a minimum then
  *                           acc = fma(m, da * (float)sum(a), acc)
- *   QW_ACT_Q8_256, per 256: t = fma((float)isum, d * scale, t) for each sub-block in order, from 0; for types
- *                           with minima then t = fma((float)sum(min * asum), -dmin, t); acc = fma(t, da, acc)
+ *   QW_ACT_Q8_256, per 256: t = (float)sum(scale * isum) * d; for types with minima then
+ *                           t = fma((float)sum(min * asum), -dmin, t); acc = fma(t, da, acc). IQ4_XS:
+ *                           t = fma((float)isum, d * scale, t) for each sub-block in order, from 0
  *   QW_ACT_F32, per k:      acc = fma(w, x, acc)
  * with exact int32 sums, a product of two scales rounded once, blocks in order of k, acc from 0.
  */

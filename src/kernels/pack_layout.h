@@ -133,7 +133,9 @@ typedef struct qw_act256 {
                                   minima come apart into 16-bit pairs */
     float d;
     int16_t sum16[8][2];       /* sums of 16 elements in the order (0,2) (1,3) (4,6) (5,7) (8,10) ... */
-    uint8_t pad[12];           /* to whole lines; zero */
+    int16_t most16;            /* the largest sum of magnitudes of 16 elements */
+    int16_t most32;            /* of 32 elements, the largest sum of positive ones, or of negative ones' magnitudes */
+    uint8_t pad[8];            /* to whole lines; zero */
 } qw_act256;
 
 _Static_assert(sizeof(qw_act32) == 48, "records are arrays of this");

@@ -120,11 +120,34 @@ TILE_INLINE void add_block(int N, float32x4_t acc[][TILE_QUADS], float32x4_t t[]
     }
 }
 
-/* t = fma(sum, d * scale, t), one quad of a sub-block. */
+/* t = fma(sum, d * scale, t), one quad of a sub-block; in integers t += sum * scale. */
 TILE_INLINE void add_scaled(int N, float32x4_t t[][TILE_QUADS], int32x4_t sum[][TILE_QUADS], int q, float32x4_t scale)
 {
     TILE_UNROLL
     for (int n = 0; n < N; n++) t[n][q] = vfmaq_f32(t[n][q], vcvtq_f32_s32(sum[n][q]), scale);
+}
+
+TILE_INLINE void add_integers(int N, int32x4_t t[][TILE_QUADS], int32x4_t sum[][TILE_QUADS], int q, int32x4_t scale)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) t[n][q] = vmlaq_s32(t[n][q], sum[n][q], scale);
+}
+
+TILE_INLINE void zero_totals(int N, int32x4_t total[][TILE_QUADS])
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) begin_sum(total, n, 0);
+}
+
+/* t = (float)total * d */
+TILE_INLINE void scale_totals(int N, float32x4_t t[][TILE_QUADS], int32x4_t total[][TILE_QUADS], const uint8_t *halves)
+{
+    TILE_UNROLL
+    for (int q = 0; q < TILE_QUADS; q++) {
+        float32x4_t d = quad_halves(halves, q);
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) t[n][q] = vmulq_f32(vcvtq_f32_s32(total[n][q]), d);
+    }
 }
 
 /* sum[n][q] += a quad's minima times x[n] */
@@ -172,6 +195,7 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
     const uint8x16_t book = factor_book(form);
     const uint8_t *front = group, *block = group + (in_front ? qw_scales_bytes(n_blocks) : 0);
     float32x4_t acc[N_MAX][TILE_QUADS], t[N_MAX][TILE_QUADS];
+    int32x4_t total[N_MAX][TILE_QUADS]; /* what t is before it is a float */
     zero_floats(N, acc);
     for (size_t b = 0; b < n_blocks; b++, front += QW_HALF_LINE) {
         const uint8_t *w = block + head, *halves = in_front ? front : block;
@@ -183,6 +207,7 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
             a[n] = rec[n]->q;
         }
         TILE_IN_MEMORY(N, acc);
+        zero_totals(N, total);
         zero_floats(N, t);
         TILE_ROLLED
         for (int s = 0; s < QW_SUBS; s++, w += sub_bytes) {
@@ -190,17 +215,24 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
             for (int part = 0; part < n_parts; part++) {
                 const int at = n_parts * s + part;
                 int32x4_t sum[N_MAX][TILE_QUADS];
-                TILE_IN_MEMORY(N, t);
+                if (scales_floats(form)) TILE_IN_MEMORY(N, t);
+                if (!scales_floats(form)) TILE_IN_MEMORY(N, total);
                 TILE_UNROLL
                 for (int n = 0; n < N; n++) begin_sum(sum, n, start_256(form, true, rec[n], at));
                 dot_words(form, N, sum, w, part * 2, part * 2 + QW_WORDS / 2 / n_parts, book, a);
                 TILE_UNROLL
-                for (int q = 0; q < TILE_QUADS; q++)
-                    add_scaled(N, t, sum, q, vmulq_f32(quad_halves(halves, q), quad_scale(form, block, at, q)));
+                for (int q = 0; q < TILE_QUADS; q++) {
+                    int32x4_t scale = quad_scale(form, block, at, q);
+                    if (scales_floats(form))
+                        add_scaled(N, t, sum, q, vmulq_f32(quad_halves(halves, q), vcvtq_f32_s32(scale)));
+                    else
+                        add_integers(N, total, sum, q, scale);
+                }
             }
             TILE_UNROLL
             for (int n = 0; n < N; n++) a[n] += 32;
         }
+        if (!scales_floats(form)) scale_totals(N, t, total, halves);
         TILE_IN_MEMORY(N, t);
         if (has_minima(form)) subtract_minima(form, N, t, block, rec);
         add_block(N, acc, t, rec);

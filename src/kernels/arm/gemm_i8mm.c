@@ -15,6 +15,7 @@ enum { N_MIN = 4, N_MAX = 8, PAIRS_MAX = N_MAX / 2, HALVES = 2, ROW_PAIRS = 4 /*
 
 /* The floats of 8 rows, and of a group; row pair r of a half is rows 2r, 2r + 1. */
 typedef float32x4_t half_floats[PAIRS_MAX][ROW_PAIRS];
+typedef int32x4_t half_ints[PAIRS_MAX][ROW_PAIRS];
 
 TILE_INLINE int n_pairs(int N)
 {
@@ -101,6 +102,11 @@ TILE_INLINE float32x4_t two_rows(float32x4_t quad, int r)
 }
 
 /* All row pairs of column pair p begin at the same numbers. */
+TILE_INLINE int32x4_t two_int_rows(int32x4_t quad, int r)
+{
+    return r == 0 ? vzip1q_s32(quad, quad) : vzip2q_s32(quad, quad);
+}
+
 TILE_INLINE void begin_sum(int32x4_t sum[][ROW_PAIRS], int p, int32x4_t start)
 {
     TILE_UNROLL
@@ -199,6 +205,28 @@ TILE_INLINE void add_scaled(int N, float32x4_t t[][ROW_PAIRS], int32x4_t sum[][R
     }
 }
 
+/* The same in integers: t += sum * scale. */
+TILE_INLINE void add_integers(int N, int32x4_t t[][ROW_PAIRS], int32x4_t sum[][ROW_PAIRS], int q, int32x4_t scale)
+{
+    TILE_UNROLL
+    for (int r = 2 * q; r < 2 * q + 2; r++) {
+        int32x4_t s = two_int_rows(scale, r % 2);
+        TILE_UNROLL
+        for (int p = 0; p < n_pairs(N); p++) t[p][r] = vmlaq_s32(t[p][r], sum[p][r], s);
+    }
+}
+
+/* t = (float)total * d, of a half. */
+TILE_INLINE void scale_totals(int N, float32x4_t t[][ROW_PAIRS], int32x4_t total[][ROW_PAIRS], const uint8_t *halves, int h)
+{
+    TILE_UNROLL
+    for (int r = 0; r < ROW_PAIRS; r++) {
+        float32x4_t d = two_rows(quad_halves(halves, 2 * h + r / 2), r % 2);
+        TILE_UNROLL
+        for (int p = 0; p < n_pairs(N); p++) t[p][r] = vmulq_f32(vcvtq_f32_s32(total[p][r]), d);
+    }
+}
+
 /* Words 2i and 2i + 1 of two columns' sums. */
 TILE_INLINE int8x16_t zip_sums(int8x16_t c0, int8x16_t c1, int i)
 {
@@ -248,6 +276,7 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
     const uint8x16_t book = book_of(form);
     const uint8_t *front = group, *block = group + (in_front ? qw_scales_bytes(n_blocks) : 0);
     half_floats acc[HALVES], t[HALVES];
+    half_ints total[HALVES]; /* what t is before it is a float */
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) zero_floats(N, acc[h]);
     for (size_t b = 0; b < n_blocks; b++, front += QW_HALF_LINE) {
@@ -260,7 +289,11 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
             a[n] = rec[n]->q;
         }
         TILE_UNROLL
-        for (int h = 0; h < HALVES; h++) zero_floats(N, t[h]);
+        for (int h = 0; h < HALVES; h++) {
+            zero_floats(N, t[h]);
+            TILE_UNROLL
+            for (int p = 0; p < n_pairs(N); p++) begin_sum(total[h], p, vdupq_n_s32(0));
+        }
         TILE_ROLLED
         for (int s = 0; s < QW_SUBS; s++, w += sub_bytes) {
             TILE_ROLLED
@@ -269,7 +302,8 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
                 for (int part = 0; part < n_parts; part++) {
                     const int at = n_parts * s + part;
                     int32x4_t sum[PAIRS_MAX][ROW_PAIRS];
-                    TILE_IN_MEMORY(N, t);
+                    if (scales_floats(form)) TILE_IN_MEMORY(N, t);
+                    if (!scales_floats(form)) TILE_IN_MEMORY(N, total);
                     TILE_UNROLL
                     for (int p = 0; p < n_pairs(N); p++)
                         begin_sum(sum, p, two_ints(start_256(form, false, rec[column(N, p, 0)], at),
@@ -277,13 +311,21 @@ TILE_INLINE void tile_256(qw_pack form, int N, const uint8_t *group, size_t n_bl
                     dot_words(form, N, sum, w, h, part * 2, part * 2 + QW_WORDS / 2 / n_parts, book, a);
                     TILE_UNROLL
                     for (int q = 0; q < 2; q++) {
-                        float32x4_t scale = quad_scale(form, block, at, 2 * h + q);
-                        add_scaled(N, t[h], sum, q, vmulq_f32(quad_halves(halves, 2 * h + q), scale));
+                        int32x4_t scale = quad_scale(form, block, at, 2 * h + q);
+                        float32x4_t d = quad_halves(halves, 2 * h + q);
+                        if (scales_floats(form))
+                            add_scaled(N, t[h], sum, q, vmulq_f32(d, vcvtq_f32_s32(scale)));
+                        else
+                            add_integers(N, total[h], sum, q, scale);
                     }
                 }
             }
             TILE_UNROLL
             for (int n = 0; n < N; n++) a[n] += 32;
+        }
+        if (!scales_floats(form)) {
+            TILE_UNROLL
+            for (int h = 0; h < HALVES; h++) scale_totals(N, t[h], total[h], halves, h);
         }
         TILE_IN_MEMORY(N, t);
         if (has_minima(form)) {

@@ -6,6 +6,7 @@
  * 4 x 63 x 127 = 32,004. Q8_0 takes the words one by one: 2 x 128 x 127 = 32,512. Bits as ref/gemm_ref.c. Any thread.
  */
 #include <float.h>
+#include <stdlib.h>
 
 #include "kernels/kernels_private.h"
 #include "kernels/arm/gemm_tiles.h"
@@ -104,7 +105,6 @@ static void quantize_q8_32(const float *x, size_t k, void *record)
         a->neg_lane[1] = (int16_t)vget_lane_s32(lanes, 1);
         a->neg_sum = vaddv_s32(lanes);
         a->d_sum = a->d * (float)-a->neg_sum;
-        a->d_sum = a->d * (float)-a->neg_sum;
     }
     memset(a, 0, qw_act_bytes(QW_ACT_Q8_32, k) - n * sizeof *a);
 }
@@ -116,12 +116,14 @@ static void quantize_q8_256(const float *x, size_t k, void *record)
         float amax = abs_max(x, 256);
         bool zero = amax < QW_ACT_AMAX_MIN;
         float inverse = zero ? 0.0f : 127.0f / amax;
-        int sum[16];
+        int sum[16], size[16], most16 = 0, most32 = 0;
         for (size_t s = 0; s < 16; s++) {
             int8x16_t q = quantize_16(x + 16 * s, inverse);
             int32x2_t lanes = lane_sums(q);
             vst1q_s8(a->q + 16 * s, q);
             sum[s] = vaddv_s32(lanes);
+            size[s] = vaddlvq_u8(vreinterpretq_u8_s8(vabsq_s8(q)));
+            if (size[s] > most16) most16 = size[s];
             a->neg_sum16[s] = -32 * sum[s];
             a->neg_lane16[s][0] = (int16_t)(-32 * vget_lane_s32(lanes, 0));
             a->neg_lane16[s][1] = (int16_t)(-32 * vget_lane_s32(lanes, 1));
@@ -129,10 +131,13 @@ static void quantize_q8_256(const float *x, size_t k, void *record)
         a->d = zero ? 0.0f : amax / 127.0f;
         for (size_t i = 0; i < QW_SUBS; i++) {
             size_t s = qw_sum32_order[i];
-            a->sum32[i / 2][i % 2] = (int16_t)(sum[2 * s] + sum[2 * s + 1]);
+            int both = sum[2 * s] + sum[2 * s + 1], twice = size[2 * s] + size[2 * s + 1] + abs(both);
+            a->sum32[i / 2][i % 2] = (int16_t)both;
+            if (twice > most32) most32 = twice;
         }
         for (size_t i = 0; i < 16; i++) a->sum16[i / 2][i % 2] = (int16_t)sum[qw_sum16_order(i)];
-        for (size_t i = 0; i < 16; i++) a->sum16[i / 2][i % 2] = (int16_t)sum[qw_sum16_order(i)];
+        a->most16 = (int16_t)most16;
+        a->most32 = (int16_t)(most32 / 2); /* of positive or negative quants: (sum of magnitudes + |sum|) / 2 */
         memset(a->pad, 0, sizeof a->pad);
     }
 }

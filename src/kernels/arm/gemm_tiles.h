@@ -214,8 +214,8 @@ TILE_INLINE uint32x4_t quad_scale_iq4xs(const qw_packed_iq4xs *head, int s, int 
     return vorrq_u32(low, vshlq_n_u32(vandq_u32(high, vdupq_n_u32(3)), 4));
 }
 
-/* A quad of the integer scales of sub-block s of a 256-block, as floats. */
-TILE_INLINE float32x4_t quad_scale(qw_pack form, const uint8_t *block, int s, int q)
+/* A quad of the integer scales of sub-block s of a 256-block. */
+TILE_INLINE int32x4_t quad_scale(qw_pack form, const uint8_t *block, int s, int q)
 {
     const size_t lines = form == QW_PACK_Q6_K || form == QW_PACK_Q3_K ? 0 : 2 * QW_HALF_LINE;
     const uint8_t *line = block + lines + s / 4 * QW_LINE + q * TILE_QUAD_BYTES;
@@ -224,15 +224,15 @@ TILE_INLINE float32x4_t quad_scale(qw_pack form, const uint8_t *block, int s, in
     switch (form) {
     case QW_PACK_Q3_K:
         x = quad_scale_q3k(block + q * TILE_QUAD_BYTES, s);
-        return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(x), offset));
+        return vsubq_s32(vreinterpretq_s32_u32(x), offset);
     case QW_PACK_IQ4_XS:
         x = quad_scale_iq4xs((const qw_packed_iq4xs *)(const void *)block, s, q);
-        return vcvtq_f32_s32(vsubq_s32(vreinterpretq_s32_u32(x), offset));
+        return vsubq_s32(vreinterpretq_s32_u32(x), offset);
     case QW_PACK_Q6_K:
         x = vshlq_u32(vreinterpretq_u32_u8(vld1q_u8(line)), vdupq_n_s32(24 - 8 * (s % 4)));
-        return vcvtq_f32_s32(vshrq_n_s32(vreinterpretq_s32_u32(x), 24));
+        return vshrq_n_s32(vreinterpretq_s32_u32(x), 24);
     default:
-        return vcvtq_f32_u32(vandq_u32(quad_byte(line, s % 4), vdupq_n_u32(form == QW_PACK_Q2_K ? 15 : 63)));
+        return vreinterpretq_s32_u32(vandq_u32(quad_byte(line, s % 4), vdupq_n_u32(form == QW_PACK_Q2_K ? 15 : 63)));
     }
 }
 
@@ -252,6 +252,12 @@ TILE_INLINE size_t head_bytes_256(qw_pack form)
 TILE_INLINE int parts_of(qw_pack form)
 {
     return form == QW_PACK_Q2_K || form == QW_PACK_Q3_K || form == QW_PACK_Q6_K ? 2 : 1;
+}
+
+/* Scales are applied to floats, where sums with their scales would be wider than what they gain; else to integers. */
+TILE_INLINE bool scales_floats(qw_pack form)
+{
+    return form == QW_PACK_IQ4_XS;
 }
 
 TILE_INLINE bool has_minima(qw_pack form)

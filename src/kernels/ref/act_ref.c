@@ -2,6 +2,7 @@
  * values: docs/kernels.md. Pure functions, any thread.
  */
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "kernels/kernels_private.h"
@@ -52,6 +53,20 @@ static void quantize_q8_32(const float *x, size_t k, void *record)
     memset(a, 0, qw_act_bytes(QW_ACT_Q8_32, k) - n * sizeof *a);
 }
 
+static void find_most(qw_act256 *a)
+{
+    a->most16 = a->most32 = 0;
+    for (size_t i = 0; i < 256; i += 16) {
+        int all = 0, positive = 0, negative = 0;
+        for (size_t j = i; j < i + 16; j++) all += abs(a->q[j]);
+        for (size_t j = i / 32 * 32; j < i / 32 * 32 + 32; j++)
+            *(a->q[j] > 0 ? &positive : &negative) += abs(a->q[j]);
+        if (all > a->most16) a->most16 = (int16_t)all;
+        if (positive > a->most32) a->most32 = (int16_t)positive;
+        if (negative > a->most32) a->most32 = (int16_t)negative;
+    }
+}
+
 static void quantize_q8_256(const float *x, size_t k, void *record)
 {
     qw_act256 *a = record;
@@ -71,6 +86,7 @@ static void quantize_q8_256(const float *x, size_t k, void *record)
             a->sum32[i / 2][i % 2] = (int16_t)(sum[2 * s] + sum[2 * s + 1]);
         }
         for (size_t i = 0; i < 16; i++) a->sum16[i / 2][i % 2] = (int16_t)sum[qw_sum16_order(i)];
+        find_most(a);
         memset(a->pad, 0, sizeof a->pad);
     }
 }

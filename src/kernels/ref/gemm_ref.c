@@ -244,7 +244,7 @@ typedef struct block_256 {
     int16_t w[256][ROWS];
     int32_t scale[16][ROWS], min[16][ROWS];
     size_t n_subs;
-    int has_min;
+    int has_min, in_floats; /* scales are applied to floats, else to integers */
     float d[ROWS], dmin[ROWS];
 } block_256;
 
@@ -337,6 +337,7 @@ static void load_iq4_xs(const uint8_t *group, size_t n_blocks, size_t b, block_2
     load_halves(src->d, out->d);
     out->n_subs = 8;
     out->has_min = 0;
+    out->in_floats = 1;
     for (size_t s = 0; s < 8; s++)
         for (size_t r = 0; r < ROWS; r++)
             out->scale[s][r] =
@@ -347,14 +348,19 @@ static void load_iq4_xs(const uint8_t *group, size_t n_blocks, size_t b, block_2
 /* acc [16] += the block times one column's. */
 static void col_256(block_256 *w, const qw_act256 *a, float *acc)
 {
-    int32_t isum[ROWS], msum[ROWS] = {0};
+    int32_t isum[ROWS], total[ROWS] = {0}, msum[ROWS] = {0};
     float t[ROWS] = {0};
     size_t n = 256 / w->n_subs;
     for (size_t s = 0; s < w->n_subs; s++) {
         dot_rows(w->w + s * n, a->q + s * n, n, isum);
-        for (size_t r = 0; r < ROWS; r++)
-            t[r] = qw_ref_fma((float)isum[r], w->d[r] * (float)w->scale[s][r], t[r]);
+        for (size_t r = 0; r < ROWS; r++) {
+            if (w->in_floats)
+                t[r] = qw_ref_fma((float)isum[r], w->d[r] * (float)w->scale[s][r], t[r]);
+            else
+                total[r] += isum[r] * w->scale[s][r];
+        }
     }
+    for (size_t r = 0; r < ROWS && !w->in_floats; r++) t[r] = (float)total[r] * w->d[r];
     if (w->has_min) {
         for (size_t s = 0; s < w->n_subs; s++)
             for (size_t r = 0; r < ROWS; r++) msum[r] += w->min[s][r] * sum_of(a->q + s * n, n);
@@ -367,7 +373,7 @@ static void gemm_256(load_256_fn *load, qw_pack form, const uint8_t *packed, siz
                      const uint8_t *act, size_t n_cols, float *out, size_t ld_out)
 {
     size_t act_bytes = qw_act_bytes(QW_ACT_Q8_256, k);
-    block_256 block;
+    block_256 block = {0};
     zero_out(n_groups, n_cols, out, ld_out);
     for (size_t g = 0; g < n_groups; g++, packed += qw_pack_group_bytes(form, k), out += ROWS)
         for (size_t b = 0; b < k / 256; b++) {

@@ -127,16 +127,39 @@ ACT_INLINE __m256i add_pairs_64(__m256i a, __m256i b)
     return _mm256_add_epi16(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
 }
 
-/* Writes a record's sums of all kinds. pairs: the sums of byte pairs of each 32, of which a 16 is one half.
- * */
-ACT_INLINE void write_sums(const __m256i pairs[QW_SUBS], qw_act256 *a)
+/* The 64-bit lanes of four vectors, each added to its neighbour: 32-bit lanes a0 b0 c0 d0 | a1 b1 c1 d1. */
+ACT_INLINE __m256i add_wide(const __m256i v[4])
+{
+    __m256 ab = _mm256_shuffle_ps(_mm256_castsi256_ps(v[0]), _mm256_castsi256_ps(v[1]), 0x88);
+    __m256 cd = _mm256_shuffle_ps(_mm256_castsi256_ps(v[2]), _mm256_castsi256_ps(v[3]), 0x88);
+    return _mm256_hadd_epi32(_mm256_castps_si256(ab), _mm256_castps_si256(cd));
+}
+
+ACT_INLINE __m128i add_halves(__m256i x)
+{
+    return _mm_add_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+}
+
+ACT_INLINE int32_t max_of(__m128i x)
+{
+    x = _mm_max_epi32(x, _mm_shuffle_epi32(x, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(x, _mm_shuffle_epi32(x, 0xb1)));
+}
+
+/* Writes a record's sums of all kinds. pairs: the sums of byte pairs of each 32, of which a 16 is one half; magnitudes:
+ * the sums of 8 magnitudes. */
+ACT_INLINE void write_sums(const __m256i pairs[QW_SUBS], const __m256i magnitudes[QW_SUBS], qw_act256 *a)
 {
     const __m256i ones = _mm256_set1_epi16(1), zero = _mm256_setzero_si256();
     const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    __m256i total[2];
+    __m256i total[2], size16[2];
+    __m128i twice32[2];
     for (size_t i = 0; i < 2; i++) { /* of the 16s of four 32s: both 16-bit lanes, and added up */
         const __m256i *p = pairs + 4 * i;
         __m256i lanes = add_pairs_64(add_pairs_32(p[0], p[1]), add_pairs_32(p[2], p[3]));
+        size16[i] = add_wide(magnitudes + 4 * i);
+        /* sum of magnitudes + |sum|: twice the larger one of positive and negative ones */
+        twice32[i] = _mm_add_epi32(add_halves(size16[i]), _mm_abs_epi32(add_halves(_mm256_madd_epi16(lanes, ones))));
         lanes = _mm256_permutevar8x32_epi32(lanes, in_order);
         total[i] = _mm256_madd_epi16(lanes, ones);
         lanes = _mm256_slli_epi16(_mm256_sub_epi16(zero, lanes), 5);
@@ -144,6 +167,9 @@ ACT_INLINE void write_sums(const __m256i pairs[QW_SUBS], qw_act256 *a)
         _mm256_storeu_si256((__m256i *)(void *)(a->neg_sum16 + 8 * i),
                             _mm256_slli_epi32(_mm256_sub_epi32(zero, total[i]), 5));
     }
+    __m256i most16 = _mm256_max_epi32(size16[0], size16[1]);
+    a->most16 = (int16_t)max_of(_mm_max_epi32(_mm256_castsi256_si128(most16), _mm256_extracti128_si256(most16, 1)));
+    a->most32 = (int16_t)(max_of(_mm_max_epi32(twice32[0], twice32[1])) / 2);
     /* Entries 1 and 2, and 5 and 6, of 8 change places: qw_sum16_order. */
     const __m256i order = _mm256_broadcastsi128_si256(
         _mm_setr_epi8(0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15));
@@ -156,13 +182,14 @@ ACT_INLINE void write_sums(const __m256i pairs[QW_SUBS], qw_act256 *a)
 
 ACT_INLINE void quantize_256(bool special, const float *x, __m256 inverse, qw_act256 *a)
 {
-    __m256i pairs[QW_SUBS];
+    __m256i pairs[QW_SUBS], magnitudes[QW_SUBS];
     for (size_t s = 0; s < QW_SUBS; s++) {
         __m256i q = quantize_32(special, x + 32 * s, inverse);
         _mm256_storeu_si256((__m256i *)(void *)(a->q + 32 * s), q);
         pairs[s] = pair_sums(q);
+        magnitudes[s] = _mm256_sad_epu8(_mm256_abs_epi8(q), _mm256_setzero_si256());
     }
-    write_sums(pairs, a);
+    write_sums(pairs, magnitudes, a);
 }
 
 static void quantize_q8_256(const float *x, size_t k, void *record)

@@ -3,11 +3,14 @@
  */
 #include "kernels/x86/gemm_avx2.h"
 
-/* What a block has beside its quants, taken apart: scales as floats (d * scale) of 8 or 16 sub-blocks, and
- * minima in 16-bit pairs as the records' sums are ordered. */
+/* What a block has beside its quants, taken apart: the rows' scales and those of 8 or 16 sub-blocks, each twice in 16
+ * bits, or of IQ4_XS as floats (d * scale); minima in 16-bit pairs as the records' sums are ordered. */
 typedef struct block_head {
-    _Alignas(QW_LINE) rows scale[2 * QW_SUBS];
-    rows dmin;
+    _Alignas(QW_LINE) rows d, dmin;
+    union {
+        int16_t twice[2 * QW_SUBS][2 * QW_GROUP_ROWS];
+        rows floats[QW_SUBS];
+    } scale;
     uint8_t min[QW_SUBS][QW_LINE];
 } block_head;
 
@@ -62,22 +65,21 @@ TILE_INLINE size_t block_bytes_of(form_256 f)
 
 /* ---- heads -------------------------------------------------------------------------------------- */
 
-/* d * 2^-24, exact: for put_scales. */
-TILE_INLINE __m256 eight_halves_24(const qw_half *p)
+/* The rows' scales, or another 16 halves. */
+TILE_INLINE void put_halves(rows *to, int h, const qw_half *from)
 {
-    return _mm256_mul_ps(eight_halves(p), _mm256_set1_ps(0x1p-24f));
+    _mm256_store_ps(*to + 8 * h, eight_halves(from + 8 * h));
 }
 
-/* scale[i] = d * byte i, signed, of each row's 32-bit lane, for one half of 4 sub-blocks. One shuffle puts the
- * byte at the top of its lane, where it counts 2^24 times as much. */
-TILE_INLINE void put_scales(rows *scale, int h, __m256 d24, __m256i bytes)
+/* Scales s to s + 3: byte i, signed, of each row's 32-bit lane, twice in 16 bits; one half of the rows. */
+TILE_INLINE void put_scales(block_head *out, int s, int h, __m256i bytes)
 {
     TILE_UNROLL
     for (int i = 0; i < 4; i++) {
-        const int from = i << 24 | 0x808080, row = 4 << 24; /* 0x80: a zero */
+        const int from = i << 24 | i << 8 | 0x800080, row = 4 << 24 | 4 << 8; /* 0x80: a zero */
         __m128i top = _mm_setr_epi32(from, from + row, from + 2 * row, from + 3 * row);
         __m256i x = _mm256_shuffle_epi8(bytes, _mm256_broadcastsi128_si256(top));
-        _mm256_store_ps(scale[i] + 8 * h, _mm256_mul_ps(d24, _mm256_cvtepi32_ps(x)));
+        store(out->scale.twice[s + i] + 16 * h, _mm256_srai_epi16(x, 8));
     }
 }
 
@@ -88,10 +90,10 @@ TILE_INLINE void head_kq(const qw_packed_kq *src, block_head *out)
     for (int h = 0; h < HALVES; h++) {
         __m256i l0 = load(src->scales[0] + HALF * h), l1 = load(src->scales[1] + HALF * h);
         __m256i l2 = load(src->scales[2] + HALF * h);
-        __m256 d24 = eight_halves_24(src->d + 8 * h);
-        put_scales(out->scale, h, d24, _mm256_and_si256(l0, six));
-        put_scales(out->scale + 4, h, d24, _mm256_and_si256(l1, six));
-        _mm256_store_ps(out->dmin + 8 * h, eight_halves(src->dmin + 8 * h));
+        put_halves(&out->d, h, src->d);
+        put_halves(&out->dmin, h, src->dmin);
+        put_scales(out, 0, h, _mm256_and_si256(l0, six));
+        put_scales(out, 4, h, _mm256_and_si256(l1, six));
         __m256i m0 = _mm256_and_si256(l2, six);
         __m256i m4 = _mm256_and_si256(_mm256_srli_epi16(l0, 6), two);
         m4 = _mm256_or_si256(m4, _mm256_slli_epi16(_mm256_and_si256(_mm256_srli_epi16(l1, 6), two), 2));
@@ -108,12 +110,12 @@ TILE_INLINE void head_q2k(const qw_packed_q2k *src, block_head *out)
     const __m256i four = _mm256_set1_epi8(15), even = _mm256_set1_epi32(0x000f000f);
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
-        __m256 d24 = eight_halves_24(src->d + 8 * h);
-        _mm256_store_ps(out->dmin + 8 * h, eight_halves(src->dmin + 8 * h));
+        put_halves(&out->d, h, src->d);
+        put_halves(&out->dmin, h, src->dmin);
         TILE_UNROLL
         for (int v = 0; v < 4; v++) {
             __m256i x = load(src->scales[v] + HALF * h);
-            put_scales(out->scale + 4 * v, h, d24, _mm256_and_si256(x, four));
+            put_scales(out, 4 * v, h, _mm256_and_si256(x, four));
             store(out->min[2 * v] + HALF * h, _mm256_and_si256(_mm256_srli_epi32(x, 4), even));
             store(out->min[2 * v + 1] + HALF * h, _mm256_and_si256(_mm256_srli_epi32(x, 12), even));
         }
@@ -125,15 +127,15 @@ TILE_INLINE void head_q3k(const qw_half *d_at, const qw_packed_q3k *src, block_h
     const __m256i six = _mm256_set1_epi8(63), two = _mm256_set1_epi8(3), offset = _mm256_set1_epi8(32);
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
-        __m256 d24 = eight_halves_24(d_at + 8 * h);
+        put_halves(&out->d, h, d_at);
         __m256i last = _mm256_setzero_si256();
         TILE_UNROLL
         for (int v = 0; v < 3; v++) {
             __m256i x = load(src->scales[v] + HALF * h);
-            put_scales(out->scale + 4 * v, h, d24, _mm256_sub_epi8(_mm256_and_si256(x, six), offset));
+            put_scales(out, 4 * v, h, _mm256_sub_epi8(_mm256_and_si256(x, six), offset));
             last = _mm256_or_si256(last, shifted(_mm256_and_si256(_mm256_srli_epi16(x, 6), two), 2 * v));
         }
-        put_scales(out->scale + 12, h, d24, _mm256_sub_epi8(last, offset));
+        put_scales(out, 12, h, _mm256_sub_epi8(last, offset));
     }
 }
 
@@ -141,9 +143,9 @@ TILE_INLINE void head_q6k(const qw_half *d_at, const qw_packed_q6k *src, block_h
 {
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
-        __m256 d24 = eight_halves_24(d_at + 8 * h);
+        put_halves(&out->d, h, d_at);
         TILE_UNROLL
-        for (int v = 0; v < 4; v++) put_scales(out->scale + 4 * v, h, d24, load(src->scales[v] + HALF * h));
+        for (int v = 0; v < 4; v++) put_scales(out, 4 * v, h, load(src->scales[v] + HALF * h));
     }
 }
 
@@ -161,7 +163,7 @@ TILE_INLINE void head_iq4xs(const qw_packed_iq4xs *src, block_head *out)
             __m256i x = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi32(low, 4 * s), four),
                                         _mm256_and_si256(_mm256_srli_epi32(high, 2 * s), two));
             x = _mm256_sub_epi32(x, offset);
-            _mm256_store_ps(out->scale[s] + 8 * h, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x)));
+            _mm256_store_ps(out->scale.floats[s] + 8 * h, _mm256_mul_ps(d, _mm256_cvtepi32_ps(x)));
         }
     }
 }
@@ -181,62 +183,37 @@ TILE_INLINE void take_head(qw_pack form, const uint8_t *front, const uint8_t *bl
 
 /* ---- products ----------------------------------------------------------------------------------- */
 
-/* t += the sums of a sub-block with its scale; wide: the sums have 32 bits. */
-TILE_INLINE void add_sub(int N, float_sums *t, sums sum, bool wide, const rows *scale)
+/* t += sums in 16 bits with their scale: vpmaddwd widens them and multiplies at once. t holds integers. */
+TILE_INLINE void add_sub(int N, float_sums *t, sums sum, const int16_t *twice)
 {
-    const __m256i ones = _mm256_set1_epi16(1);
     TILE_UNROLL
     for (int h = 0; h < HALVES; h++) {
+        __m256i scale = load(twice + 16 * h);
         TILE_UNROLL
         for (int n = 0; n < N; n++) {
-            __m256i isum = wide ? sum[h][n] : _mm256_madd_epi16(sum[h][n], ones);
-            add_scaled(t->of[n] + 8 * h, isum, _mm256_load_ps(*scale + 8 * h));
+            float *at = t->of[n] + 8 * h;
+            store(at, _mm256_add_epi32(load(at), _mm256_madd_epi16(sum[h][n], scale)));
         }
     }
 }
 
-/* Sums of 32 elements in 32 bits: words 0 to 3, widened, wait in memory for words 4 to 7. */
-TILE_INLINE void dot_split(quant_kind kind, int N, sums sum, const uint8_t *w, __m256i book, const int8_t *const *a,
-                           apart out)
+/* t += 32 elements at w with one scale, words [0, QW_WORDS) summed `deep` words at a time. */
+TILE_INLINE void sub_32(quant_kind kind, int deep, int N, float_sums *t, const uint8_t *w, const int16_t *twice,
+                        __m256i book, const int8_t *const *a, apart out)
 {
-    const __m256i ones = _mm256_set1_epi16(1);
-    struct {
-        _Alignas(QW_LINE) uint8_t of[HALVES][N_MAX][HALF];
-    } memory, *first = &memory;
-    dot_words(kind, true, N, sum, w, 0, QW_WORDS / 2, book, a, out);
     TILE_UNROLL
-    for (int h = 0; h < HALVES; h++) {
-        TILE_UNROLL
-        for (int n = 0; n < N; n++) store(first->of[h][n], _mm256_madd_epi16(sum[h][n], ones));
+    for (int j = 0; j < QW_WORDS; j += deep) {
+        sums sum;
+        dot_words(kind, true, N, sum, w, j, deep, book, a, out);
+        add_sub(N, t, sum, twice);
+        t = keep(N, t);
     }
-    if (N > 2) __asm__("" : "+r"(first) : : "memory"); /* see keep() */
-    dot_words(kind, true, N, sum, w, QW_WORDS / 2, QW_WORDS / 2, book, a, out);
-    TILE_UNROLL
-    for (int h = 0; h < HALVES; h++) {
-        TILE_UNROLL
-        for (int n = 0; n < N; n++)
-            sum[h][n] = _mm256_add_epi32(_mm256_madd_epi16(sum[h][n], ones), load(first->of[h][n]));
-    }
-}
-
-/* t += 32 elements at w with one scale */
-TILE_INLINE void sub_32(form_256 f, int N, float_sums *t, const uint8_t *w, const rows *scale, __m256i book,
-                        const int8_t *const *a, apart out)
-{
-    sums sum;
-    if (f.how == DEEP)
-        dot_words(f.kind, true, N, sum, w, 0, QW_WORDS, book, a, out);
-    else if (f.how == SPLIT)
-        dot_split(f.kind, N, sum, w, book, a, out);
-    else
-        dot_8_bits(f.kind, N, sum, w, book, a, out);
-    add_sub(N, t, sum, f.how != DEEP, scale);
 }
 
 /* t += 32 elements at w with two scales. neg_lane: of each column, -32 * sums of the two 16s' activations,
  * in lanes. */
-TILE_INLINE void sub_16(form_256 f, int N, float_sums *t, const uint8_t *w, const rows *scale, __m256i book,
-                        const int8_t *const *a, const int16_t (*const *neg_lane)[2], apart out)
+TILE_INLINE void sub_16(form_256 f, int N, float_sums *t, const uint8_t *w, const int16_t (*twice)[2 * QW_GROUP_ROWS],
+                        __m256i book, const int8_t *const *a, const int16_t (*const *neg_lane)[2], apart out)
 {
     TILE_UNROLL
     for (int i = 0; i < 2; i++) {
@@ -249,7 +226,20 @@ TILE_INLINE void sub_16(form_256 f, int N, float_sums *t, const uint8_t *w, cons
             sum[1][n] = sum[0][n];
         }
         dot_words(f.kind, f.how == SIXTEEN, N, sum, w, QW_WORDS / 2 * i, QW_WORDS / 2, book, a, out);
-        add_sub(N, t, sum, false, scale + i);
+        add_sub(N, t, sum, twice[i]);
+    }
+}
+
+/* t += 32 elements of 8 bits at w with one scale; t holds floats. */
+TILE_INLINE void sub_8_bits(quant_kind kind, int N, float_sums *t, const uint8_t *w, const float *scale, __m256i book,
+                            const int8_t *const *a, apart out)
+{
+    sums sum;
+    dot_8_bits(kind, N, sum, w, book, a, out);
+    TILE_UNROLL
+    for (int h = 0; h < HALVES; h++) {
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) add_scaled(t->of[n] + 8 * h, sum[h][n], _mm256_load_ps(scale + 8 * h));
     }
 }
 
@@ -274,6 +264,8 @@ TILE_INLINE void add_block(form_256 f, int N, const float_sums *t, const block_h
         for (int h = 0; h < HALVES; h++) {
             float *at = acc + (size_t)n * ld + 8 * h;
             __m256 x = _mm256_load_ps(t->of[n] + 8 * h);
+            if (f.how != EIGHT_BITS)
+                x = _mm256_mul_ps(_mm256_cvtepi32_ps(load(t->of[n] + 8 * h)), _mm256_load_ps(head->d + 8 * h));
             if (f.n_minima) x = _mm256_fnmadd_ps(_mm256_cvtepi32_ps(msum[h]), _mm256_load_ps(head->dmin + 8 * h), x);
             _mm256_storeu_ps(at, _mm256_fmadd_ps(x, _mm256_set1_ps(rec[n]->d), _mm256_loadu_ps(at)));
         }
@@ -305,9 +297,11 @@ TILE_INLINE const uint8_t *block_256(form_256 f, int N, const block_head *head, 
             next = tile_prefetch(next, quant_bytes(f.kind));
         t = keep(N, t);
         if (f.how == SIXTEEN || f.how == SIXTEEN_32)
-            sub_16(f, N, t, w, head->scale + 2 * s, book, a, neg_lane, out);
+            sub_16(f, N, t, w, head->scale.twice + 2 * s, book, a, neg_lane, out);
+        else if (f.how == EIGHT_BITS)
+            sub_8_bits(f.kind, N, t, w, head->scale.floats[s], book, a, out);
         else
-            sub_32(f, N, t, w, head->scale + s, book, a, out);
+            sub_32(f.kind, f.how == DEEP ? QW_WORDS : QW_WORDS / 2, N, t, w, head->scale.twice[s], book, a, out);
         if (out.to) out.to += quant_bytes(form_apart(f.how, 0).kind);
     }
     add_block(f, N, keep(N, t), head, rec, acc, ld);

@@ -34,12 +34,28 @@ TILE_INLINE void begin(int N, __m512 *acc, tile_part part, const float *out, siz
         acc[n] = part.b0 == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(out + (size_t)n * ld_out);
 }
 
+typedef int32_t __attribute__((may_alias, aligned(1))) any_i32;
+
+/* sum += a [16 rows, 4] * the 4 bytes at b; and with pairs of 16-bit numbers. Written out, because gcc loads the factor of
+ * all rows with an instruction of its own: that takes a register of the 192 that can be in flight, and with twice as many
+ * in use the processor sees half as far ahead. */
+TILE_INLINE __m512i dot_bytes(__m512i sum, __m512i a, const void *b)
+{
+    __asm__("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*(const any_i32 *)b));
+    return sum;
+}
+
+TILE_INLINE __m512i dot_pairs(__m512i sum, __m512i a, const void *b)
+{
+    __asm__("vpdpwssd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(a), "m"(*(const any_i32 *)b));
+    return sum;
+}
+
 /* isum[n] += w [16 rows, 4] * a[n] [4]; a: N pointers to the columns' quants. */
 TILE_INLINE void dot4(int N, __m512i *isum, __m512i w, const int8_t *const *a, size_t at)
 {
     TILE_UNROLL
-    for (int n = 0; n < N; n++)
-        isum[n] = _mm512_dpbusd_epi32(isum[n], w, _mm512_set1_epi32(tile_i32(a[n] + at)));
+    for (int n = 0; n < N; n++) isum[n] = dot_bytes(isum[n], w, a[n] + at);
 }
 
 /* How a quant is stored: bytes; a nibble, with one or two bits more in lines of their own; a nibble that is looked up
@@ -197,7 +213,56 @@ TILE_INLINE void tile_32(qw_pack form, int N, const uint8_t *group, tile_part pa
     store(N, acc, out, ld_out);
 }
 
-/* ---- blocks of 256, scales for 32: Q4_K, Q5_K, IQ4_XS -------------------------------------------- */
+/* ---- blocks of 256 ------------------------------------------------------------------------------ */
+
+/* total[n] += first[n] * (low half of scales) + second[n] * (high half), 16-bit scales. narrow: the sums fit 16 bits, and
+ * one multiplication does for both, with half the instructions for the multipliers' pipes of any other way. */
+TILE_INLINE void add_pair(bool narrow, int N, __m512i *total, const __m512i *first, const __m512i *second, __m512i scales)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) {
+        if (narrow) {
+            __m512i both = _mm512_mask_blend_epi16(0xaaaaaaaa, first[n], _mm512_slli_epi32(second[n], 16));
+            total[n] = _mm512_dpwssd_epi32(total[n], both, scales);
+        } else {
+            __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(scales, 16), 16), high = _mm512_srai_epi32(scales, 16);
+            __m512i sum = _mm512_add_epi32(_mm512_mullo_epi32(first[n], low), _mm512_mullo_epi32(second[n], high));
+            total[n] = _mm512_add_epi32(total[n], sum);
+        }
+    }
+}
+
+/* The records of a block. */
+TILE_INLINE void records(int N, const uint8_t *act, size_t act_bytes, size_t b, const qw_act256 **rec)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
+}
+
+/* out [N, ld_out] += t * scales of the columns' block. The sums stay there between blocks: registers are for integers. */
+TILE_INLINE void add_block(int N, float *out, size_t ld_out, const __m512 *t, const qw_act256 *const *rec)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) {
+        float *at = out + (size_t)n * ld_out;
+        _mm512_storeu_ps(at, _mm512_fmadd_ps(t[n], _mm512_set1_ps(rec[n]->d), _mm512_loadu_ps(at)));
+    }
+}
+
+TILE_INLINE void begin_in_memory(int N, tile_part part, float *out, size_t ld_out)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++)
+        if (part.b0 == 0) _mm512_storeu_ps(out + (size_t)n * ld_out, _mm512_setzero_ps());
+}
+
+TILE_INLINE void scale_totals(int N, __m512 *t, const __m512i *total, __m512 d)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) t[n] = _mm512_mul_ps(_mm512_cvtepi32_ps(total[n]), d);
+}
+
+/* ---- scales for 32: Q4_K, Q5_K, IQ4_XS ----------------------------------------------------------- */
 
 /* t -= minima * sums of activations, of a block */
 TILE_INLINE void subtract_minima(int N, __m512 *t, const qw_act256 *const *rec, const qw_packed_kq *head)
@@ -217,9 +282,70 @@ TILE_INLINE void subtract_minima(int N, __m512 *t, const qw_act256 *const *rec, 
     for (int n = 0; n < N; n++) {
         __m512i msum = _mm512_setzero_si512();
         TILE_UNROLL
-        for (int i = 0; i < 4; i++)
-            msum = _mm512_dpwssd_epi32(msum, m[i], _mm512_set1_epi32(tile_i32(rec[n]->sum32[i])));
+        for (int i = 0; i < 4; i++) msum = dot_pairs(msum, m[i], rec[n]->sum32[i]);
         t[n] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum), dmin, t[n]);
+    }
+}
+
+/* Keeps a loop over i as a loop: unrolled, gcc gathers the prefetches of a whole block in one place. */
+TILE_INLINE size_t opaque(size_t i)
+{
+    __asm__("" : "+r"(i));
+    return i;
+}
+
+/* total[n] = the sum of a block's sub-blocks with their scales: s and s + 2 together, as the scales come apart. Returns
+ * ahead, moved. */
+TILE_INLINE const uint8_t *dot_kq(quant_kind kind, bool narrow, int N, __m512i *total, const qw_packed_kq *head,
+                                  const qw_act256 *const *rec, const uint8_t *ahead)
+{
+    const size_t sub_bytes = quant_bytes(kind);
+    const __m512i six = _mm512_set1_epi32(0x003f003f), none = _mm512_setzero_si512();
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) total[n] = none;
+    TILE_ROLLED
+    for (size_t s = 0; s < QW_SUBS; s = opaque(s + (s % 2 ? 3 : 1))) { /* 0, 1, 4, 5 */
+        __m512i first[N_MAX], second[N_MAX], scales = load(head->scales[0] + s / 4 * QW_LINE + s % 4);
+        const int8_t *a[N_MAX], *later[N_MAX];
+        ahead = tile_prefetch(ahead, 2 * sub_bytes);
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) {
+            first[n] = second[n] = none;
+            a[n] = rec[n]->q + 32 * s;
+            later[n] = a[n] + 64;
+        }
+        dot_words(kind, N, first, head->quants + s * sub_bytes, 0, QW_WORDS, none, a);
+        dot_words(kind, N, second, head->quants + (s + 2) * sub_bytes, 0, QW_WORDS, none, later);
+        add_pair(narrow, N, total, first, second, _mm512_and_si512(scales, six));
+    }
+    return ahead;
+}
+
+TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
+                         size_t act_bytes, float *out, size_t ld_out)
+{
+    const quant_kind kind = form == QW_PACK_Q4_K ? NIBBLES : NIBBLES_1;
+    const int limit = INT16_MAX / (form == QW_PACK_Q4_K ? 15 : 31); /* of most32, for sums in 16 bits */
+    const size_t block_bytes = sizeof(qw_packed_kq) + QW_SUBS * quant_bytes(kind);
+    const uint8_t *block = group + part.b0 * block_bytes, *ahead = block + part.ahead;
+    begin_in_memory(N, part, out, ld_out);
+    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes) {
+        const qw_packed_kq *head = (const qw_packed_kq *)block;
+        const qw_act256 *rec[N_MAX];
+        __m512i total[N_MAX];
+        __m512 t[N_MAX];
+        bool narrow = true;
+        records(N, act, act_bytes, b, rec);
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) narrow &= rec[n]->most32 <= limit;
+        ahead = tile_prefetch(ahead, sizeof *head);
+        if (narrow)
+            ahead = dot_kq(kind, true, N, total, head, rec, ahead);
+        else
+            ahead = dot_kq(kind, false, N, total, head, rec, ahead);
+        scale_totals(N, t, total, halves(head->d));
+        subtract_minima(N, t, rec, head);
+        add_block(N, out, ld_out, t, rec);
     }
 }
 
@@ -228,68 +354,6 @@ TILE_INLINE void add_scaled(int N, __m512 *t, const __m512i *isum, __m512 scale)
 {
     TILE_UNROLL
     for (int n = 0; n < N; n++) t[n] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(isum[n]), scale, t[n]);
-}
-
-/* acc[n] += t[n] * scale of the column's block */
-TILE_INLINE void add_block(int N, __m512 *acc, const __m512 *t, const qw_act256 *const *rec)
-{
-    TILE_UNROLL
-    for (int n = 0; n < N; n++) acc[n] = _mm512_fmadd_ps(t[n], _mm512_set1_ps(rec[n]->d), acc[n]);
-}
-
-/* The records of a block, their quants, and sums of nothing. */
-TILE_INLINE void begin_block(int N, const uint8_t *act, size_t act_bytes, size_t b, const qw_act256 **rec,
-                             const int8_t **a, __m512 *t)
-{
-    TILE_UNROLL
-    for (int n = 0; n < N; n++) {
-        rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
-        a[n] = rec[n]->q;
-        t[n] = _mm512_setzero_ps();
-    }
-}
-
-TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
-                         size_t act_bytes, float *out, size_t ld_out)
-{
-    const quant_kind kind = form == QW_PACK_Q4_K ? NIBBLES : NIBBLES_1;
-    const size_t sub_bytes = quant_bytes(kind);
-    const __m512i six = _mm512_set1_epi8(63), byte = _mm512_set1_epi32(255);
-    __m512 acc[N_MAX];
-    begin(N, acc, part, out, ld_out);
-    group += part.b0 * (sizeof(qw_packed_kq) + QW_SUBS * sub_bytes);
-    const uint8_t *ahead = group + part.ahead;
-    for (size_t b = part.b0; b < part.b1; b++) {
-        const qw_packed_kq *head = (const qw_packed_kq *)group;
-        const qw_act256 *rec[N_MAX];
-        const int8_t *a[N_MAX];
-        __m512 t[N_MAX], d = halves(head->d);
-        begin_block(N, act, act_bytes, b, rec, a, t);
-        const uint8_t *w = head->quants;
-        ahead = tile_prefetch(ahead, sizeof *head);
-        TILE_ROLLED
-        for (int v = 0; v < 2; v++) {
-            __m512i scales = _mm512_and_si512(load(head->scales[v]), six);
-            TILE_ROLLED
-            for (int s = 0; s < 4; s++) {
-                __m512i isum[N_MAX];
-                ahead = tile_prefetch(ahead, sub_bytes);
-                TILE_UNROLL
-                for (int n = 0; n < N; n++) isum[n] = _mm512_setzero_si512();
-                dot_words(kind, N, isum, w, 0, QW_WORDS, six, a);
-                __m512 scale = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_and_si512(scales, byte)));
-                scales = _mm512_srli_epi32(scales, 8);
-                add_scaled(N, t, isum, scale);
-                TILE_UNROLL
-                for (int n = 0; n < N; n++) a[n] += 32;
-                w += sub_bytes;
-            }
-        }
-        group = w;
-        subtract_minima(N, t, rec, head);
-        add_block(N, acc, t, rec);
-    }
-    store(N, acc, out, ld_out);
 }
 
 /* -128 * sum of the 32 activations of sub-block s, from the record's -32 * sums of 16. */
@@ -306,8 +370,7 @@ TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part
     const __m512 offset = _mm512_set1_ps(32.0f);
     const qw_packed_iq4xs *block = (const qw_packed_iq4xs *)group + part.b0;
     const uint8_t *ahead = (const uint8_t *)block + part.ahead;
-    __m512 acc[N_MAX];
-    begin(N, acc, part, out, ld_out);
+    begin_in_memory(N, part, out, ld_out);
     for (size_t b = part.b0; b < part.b1; b++, block++) {
         const qw_act256 *rec[N_MAX];
         const int8_t *a[N_MAX];
@@ -315,7 +378,12 @@ TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part
         __m512i low = load(block->scale_low);
         __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)block->scale_high));
         high = _mm512_slli_epi32(high, 4);
-        begin_block(N, act, act_bytes, b, rec, a, t);
+        records(N, act, act_bytes, b, rec);
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) {
+            a[n] = rec[n]->q;
+            t[n] = _mm512_setzero_ps();
+        }
         ahead = tile_prefetch(ahead, sizeof *block - sizeof block->quants);
         TILE_ROLLED
         for (int s = 0; s < QW_SUBS; s++) {
@@ -332,12 +400,11 @@ TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part
             TILE_UNROLL
             for (int n = 0; n < N; n++) a[n] += 32;
         }
-        add_block(N, acc, t, rec);
+        add_block(N, out, ld_out, t, rec);
     }
-    store(N, acc, out, ld_out);
 }
 
-/* ---- blocks of 256, scales for 16: Q2_K, Q3_K, Q6_K ---------------------------------------------- */
+/* ---- scales for 16: Q2_K, Q3_K, Q6_K ------------------------------------------------------------- */
 
 /* t -= minima * sums of activations, of a block of Q2_K */
 TILE_INLINE void subtract_minima_16(int N, __m512 *t, const qw_act256 *const *rec, const qw_packed_q2k *block)
@@ -355,8 +422,7 @@ TILE_INLINE void subtract_minima_16(int N, __m512 *t, const qw_act256 *const *re
     for (int n = 0; n < N; n++) {
         __m512i msum = _mm512_setzero_si512();
         TILE_UNROLL
-        for (int i = 0; i < 8; i++)
-            msum = _mm512_dpwssd_epi32(msum, m[i], _mm512_set1_epi32(tile_i32(rec[n]->sum16[i])));
+        for (int i = 0; i < 8; i++) msum = dot_pairs(msum, m[i], rec[n]->sum16[i]);
         t[n] = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(msum), dmin, t[n]);
     }
 }
@@ -381,54 +447,81 @@ TILE_INLINE __m512i scales_16(qw_pack form, const uint8_t *lines, int v)
     return _mm512_sub_epi8(x, _mm512_set1_epi8(32));
 }
 
+/* Where the sum of 16s s begins: at the offset of its weights times the sum of its activations. */
+TILE_INLINE __m512i begin_16(qw_pack form, const qw_act256 *rec, int s)
+{
+    if (form == QW_PACK_Q2_K) return _mm512_setzero_si512();
+    __m512i x = _mm512_set1_epi32(rec->neg_sum16[s]); /* -32 * sum */
+    return form == QW_PACK_Q3_K ? _mm512_srai_epi32(x, 3) : x;
+}
+
+/* total[n] = the sum of a block's 16s with their scales, in pairs as those come apart. lines: where the scales begin. */
+TILE_INLINE const uint8_t *dot_k16(qw_pack form, quant_kind kind, bool narrow, int N, __m512i *total,
+                                   const uint8_t *lines, const uint8_t *w, const qw_act256 *const *rec,
+                                   const uint8_t *ahead)
+{
+    const size_t sub_bytes = quant_bytes(kind);
+    const __m512i none = _mm512_setzero_si512();
+    const int8_t *a[N_MAX], *later[N_MAX];
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) {
+        total[n] = none;
+        a[n] = rec[n]->q;
+    }
+    TILE_ROLLED
+    for (size_t v = 0; v < 4; v = opaque(v + 1), w += 2 * sub_bytes) {
+        __m512i scales = scales_16(form, lines, (int)v);
+        ahead = tile_prefetch(ahead, 2 * sub_bytes);
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) later[n] = a[n] + 32;
+        TILE_UNROLL
+        for (int half = 0; half < 2; half++) {
+            __m512i first[N_MAX], second[N_MAX];
+            TILE_UNROLL
+            for (int n = 0; n < N; n++) {
+                first[n] = begin_16(form, rec[n], 4 * (int)v + half);
+                second[n] = begin_16(form, rec[n], 4 * (int)v + half + 2);
+            }
+            dot_words(kind, N, first, w, 4 * half, 4, none, a);
+            dot_words(kind, N, second, w + sub_bytes, 4 * half, 4, none, later);
+            __m512i pair = half ? scales : _mm512_slli_epi16(scales, 8);
+            add_pair(narrow, N, total, first, second, _mm512_srai_epi16(pair, 8));
+        }
+        TILE_UNROLL
+        for (int n = 0; n < N; n++) a[n] += 64;
+    }
+    return ahead;
+}
+
 TILE_INLINE void tile_k16(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                           size_t act_bytes, float *out, size_t ld_out)
 {
     const quant_kind kind = form == QW_PACK_Q2_K ? PAIRS : form == QW_PACK_Q3_K ? PAIRS_1 : NIBBLES_2;
-    const size_t sub_bytes = quant_bytes(kind);
     const size_t head = form == QW_PACK_Q2_K ? 64 : 0; /* halves in the block, else in front of all */
     const size_t scale_bytes = form == QW_PACK_Q3_K ? 3 * QW_LINE : 4 * QW_LINE;
-    const size_t block_bytes = head + scale_bytes + QW_SUBS * sub_bytes;
+    const size_t block_bytes = head + scale_bytes + QW_SUBS * quant_bytes(kind);
     const uint8_t *d_at = group + part.b0 * QW_HALF_LINE;
     const uint8_t *block = group + (head ? 0 : qw_scales_bytes(part.n_blocks)) + part.b0 * block_bytes;
     const uint8_t *ahead = block + part.ahead;
-    __m512 acc[N_MAX];
-    begin(N, acc, part, out, ld_out);
+    begin_in_memory(N, part, out, ld_out);
     for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, d_at += QW_HALF_LINE) {
-        const uint8_t *scale_lines = block + head, *w = scale_lines + scale_bytes;
+        const uint8_t *lines = block + head, *w = lines + scale_bytes;
         const qw_act256 *rec[N_MAX];
-        const int8_t *a[N_MAX];
-        __m512 t[N_MAX], d = halves(head ? block : d_at);
-        begin_block(N, act, act_bytes, b, rec, a, t);
+        __m512i total[N_MAX];
+        __m512 t[N_MAX];
+        bool narrow = true; /* quants of Q2_K and Q3_K are small enough for all sums to fit 16 bits */
+        records(N, act, act_bytes, b, rec);
+        TILE_UNROLL
+        for (int n = 0; n < N && form == QW_PACK_Q6_K; n++) narrow &= rec[n]->most16 <= INT16_MAX / 32;
         ahead = tile_prefetch(ahead, (head ? head : QW_HALF_LINE) + scale_bytes);
-        TILE_ROLLED
-        for (int v = 0; v < 4; v++) {
-            __m512i scales = scales_16(form, scale_lines, v);
-            TILE_ROLLED
-            for (int s = 0; s < 2; s++, w += sub_bytes) {
-                ahead = tile_prefetch(ahead, sub_bytes);
-                TILE_UNROLL
-                for (int half = 0; half < 2; half++) {
-                    __m512i isum[N_MAX];
-                    TILE_UNROLL
-                    for (int n = 0; n < N; n++) {
-                        isum[n] = _mm512_set1_epi32(rec[n]->neg_sum16[4 * v + 2 * s + half]); /* -32 * sum */
-                        if (form == QW_PACK_Q3_K) isum[n] = _mm512_srai_epi32(isum[n], 3);
-                        if (form == QW_PACK_Q2_K) isum[n] = _mm512_setzero_si512();
-                    }
-                    dot_words(kind, N, isum, w, 4 * half, 4, scales, a);
-                    __m512i low = _mm512_srai_epi32(_mm512_slli_epi32(scales, 24), 24);
-                    scales = _mm512_srli_epi32(scales, 8);
-                    add_scaled(N, t, isum, _mm512_mul_ps(d, _mm512_cvtepi32_ps(low)));
-                }
-                TILE_UNROLL
-                for (int n = 0; n < N; n++) a[n] += 32;
-            }
-        }
+        if (narrow)
+            ahead = dot_k16(form, kind, true, N, total, lines, w, rec, ahead);
+        else
+            ahead = dot_k16(form, kind, false, N, total, lines, w, rec, ahead);
+        scale_totals(N, t, total, halves(head ? block : d_at));
         if (form == QW_PACK_Q2_K) subtract_minima_16(N, t, rec, (const qw_packed_q2k *)block);
-        add_block(N, acc, t, rec);
+        add_block(N, out, ld_out, t, rec);
     }
-    store(N, acc, out, ld_out);
 }
 
 GEMM_8(q4_0, QW_PACK_Q4_0, 32, tile_32)

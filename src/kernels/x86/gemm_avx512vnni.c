@@ -232,28 +232,45 @@ TILE_INLINE void add_pair(bool narrow, int N, __m512i *total, const __m512i *fir
     }
 }
 
-/* The records of a block. */
-TILE_INLINE void records(int N, const uint8_t *act, size_t act_bytes, size_t b, const qw_act256 **rec)
+/* Running sums between blocks of 256, where registers are for integers. */
+typedef struct float_sums {
+    _Alignas(QW_LINE) float of[N_MAX][QW_GROUP_ROWS];
+} float_sums;
+
+TILE_INLINE float_sums begin_sums(int N, tile_part part, const float *out, size_t ld_out)
+{
+    __m512 acc[N_MAX];
+    float_sums sums;
+    begin(N, acc, part, out, ld_out);
+    store(N, acc, sums.of[0], QW_GROUP_ROWS);
+    return sums;
+}
+
+TILE_INLINE void end_sums(int N, const float_sums *sums, float *out, size_t ld_out)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++) _mm512_storeu_ps(out + (size_t)n * ld_out, _mm512_load_ps(sums->of[n]));
+}
+
+/* sums += t * scales of the columns' block */
+TILE_INLINE void add_block(int N, float_sums *sums, const __m512 *t, const qw_act256 *const *rec)
+{
+    TILE_UNROLL
+    for (int n = 0; n < N; n++)
+        _mm512_store_ps(sums->of[n], _mm512_fmadd_ps(t[n], _mm512_set1_ps(rec[n]->d), _mm512_load_ps(sums->of[n])));
+}
+
+/* The columns' records of block b. */
+TILE_INLINE void first_records(int N, const uint8_t *act, size_t act_bytes, size_t b, const qw_act256 **rec)
 {
     TILE_UNROLL
     for (int n = 0; n < N; n++) rec[n] = (const qw_act256 *)(act + (size_t)n * act_bytes) + b;
 }
 
-/* out [N, ld_out] += t * scales of the columns' block. The sums stay there between blocks: registers are for integers. */
-TILE_INLINE void add_block(int N, float *out, size_t ld_out, const __m512 *t, const qw_act256 *const *rec)
+TILE_INLINE void next_records(int N, const qw_act256 **rec)
 {
     TILE_UNROLL
-    for (int n = 0; n < N; n++) {
-        float *at = out + (size_t)n * ld_out;
-        _mm512_storeu_ps(at, _mm512_fmadd_ps(t[n], _mm512_set1_ps(rec[n]->d), _mm512_loadu_ps(at)));
-    }
-}
-
-TILE_INLINE void begin_in_memory(int N, tile_part part, float *out, size_t ld_out)
-{
-    TILE_UNROLL
-    for (int n = 0; n < N; n++)
-        if (part.b0 == 0) _mm512_storeu_ps(out + (size_t)n * ld_out, _mm512_setzero_ps());
+    for (int n = 0; n < N; n++) rec[n]++;
 }
 
 TILE_INLINE void scale_totals(int N, __m512 *t, const __m512i *total, __m512 d)
@@ -328,14 +345,14 @@ TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part pa
     const int limit = INT16_MAX / (form == QW_PACK_Q4_K ? 15 : 31); /* of most32, for sums in 16 bits */
     const size_t block_bytes = sizeof(qw_packed_kq) + QW_SUBS * quant_bytes(kind);
     const uint8_t *block = group + part.b0 * block_bytes, *ahead = block + part.ahead;
-    begin_in_memory(N, part, out, ld_out);
-    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes) {
+    const qw_act256 *rec[N_MAX];
+    float_sums sums = begin_sums(N, part, out, ld_out);
+    first_records(N, act, act_bytes, part.b0, rec);
+    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, next_records(N, rec)) {
         const qw_packed_kq *head = (const qw_packed_kq *)block;
-        const qw_act256 *rec[N_MAX];
         __m512i total[N_MAX];
         __m512 t[N_MAX];
         bool narrow = true;
-        records(N, act, act_bytes, b, rec);
         TILE_UNROLL
         for (int n = 0; n < N; n++) narrow &= rec[n]->most32 <= limit;
         ahead = tile_prefetch(ahead, sizeof *head);
@@ -345,8 +362,9 @@ TILE_INLINE void tile_kq(qw_pack form, int N, const uint8_t *group, tile_part pa
             ahead = dot_kq(kind, false, N, total, head, rec, ahead);
         scale_totals(N, t, total, halves(head->d));
         subtract_minima(N, t, rec, head);
-        add_block(N, out, ld_out, t, rec);
+        add_block(N, &sums, t, rec);
     }
+    end_sums(N, &sums, out, ld_out);
 }
 
 /* t[n] += isum[n] * scale */
@@ -370,15 +388,15 @@ TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part
     const __m512 offset = _mm512_set1_ps(32.0f);
     const qw_packed_iq4xs *block = (const qw_packed_iq4xs *)group + part.b0;
     const uint8_t *ahead = (const uint8_t *)block + part.ahead;
-    begin_in_memory(N, part, out, ld_out);
-    for (size_t b = part.b0; b < part.b1; b++, block++) {
-        const qw_act256 *rec[N_MAX];
+    const qw_act256 *rec[N_MAX];
+    float_sums sums = begin_sums(N, part, out, ld_out);
+    first_records(N, act, act_bytes, part.b0, rec);
+    for (size_t b = part.b0; b < part.b1; b++, block++, next_records(N, rec)) {
         const int8_t *a[N_MAX];
         __m512 t[N_MAX], d = halves(block->d), d_offset = _mm512_mul_ps(d, offset);
         __m512i low = load(block->scale_low);
         __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)block->scale_high));
         high = _mm512_slli_epi32(high, 4);
-        records(N, act, act_bytes, b, rec);
         TILE_UNROLL
         for (int n = 0; n < N; n++) {
             a[n] = rec[n]->q;
@@ -400,8 +418,9 @@ TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part
             TILE_UNROLL
             for (int n = 0; n < N; n++) a[n] += 32;
         }
-        add_block(N, out, ld_out, t, rec);
+        add_block(N, &sums, t, rec);
     }
+    end_sums(N, &sums, out, ld_out);
 }
 
 /* ---- scales for 16: Q2_K, Q3_K, Q6_K ------------------------------------------------------------- */
@@ -503,14 +522,14 @@ TILE_INLINE void tile_k16(qw_pack form, int N, const uint8_t *group, tile_part p
     const uint8_t *d_at = group + part.b0 * QW_HALF_LINE;
     const uint8_t *block = group + (head ? 0 : qw_scales_bytes(part.n_blocks)) + part.b0 * block_bytes;
     const uint8_t *ahead = block + part.ahead;
-    begin_in_memory(N, part, out, ld_out);
-    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, d_at += QW_HALF_LINE) {
+    const qw_act256 *rec[N_MAX];
+    float_sums sums = begin_sums(N, part, out, ld_out);
+    first_records(N, act, act_bytes, part.b0, rec);
+    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, d_at += QW_HALF_LINE, next_records(N, rec)) {
         const uint8_t *lines = block + head, *w = lines + scale_bytes;
-        const qw_act256 *rec[N_MAX];
         __m512i total[N_MAX];
         __m512 t[N_MAX];
         bool narrow = true; /* quants of Q2_K and Q3_K are small enough for all sums to fit 16 bits */
-        records(N, act, act_bytes, b, rec);
         TILE_UNROLL
         for (int n = 0; n < N && form == QW_PACK_Q6_K; n++) narrow &= rec[n]->most16 <= INT16_MAX / 32;
         ahead = tile_prefetch(ahead, (head ? head : QW_HALF_LINE) + scale_bytes);
@@ -520,8 +539,9 @@ TILE_INLINE void tile_k16(qw_pack form, int N, const uint8_t *group, tile_part p
             ahead = dot_k16(form, kind, false, N, total, lines, w, rec, ahead);
         scale_totals(N, t, total, halves(head ? block : d_at));
         if (form == QW_PACK_Q2_K) subtract_minima_16(N, t, rec, (const qw_packed_q2k *)block);
-        add_block(N, out, ld_out, t, rec);
+        add_block(N, &sums, t, rec);
     }
+    end_sums(N, &sums, out, ld_out);
 }
 
 GEMM_8(q4_0, QW_PACK_Q4_0, 32, tile_32)

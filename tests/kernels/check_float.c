@@ -364,7 +364,7 @@ static uint32_t bench_n_keys[64];
 
 static void run_attn_i16(const qw_kernels *t, size_t hd, size_t n_q)
 {
-    t->attn_i16(bench_tile, hd, bench_q, bench_y, n_q, bench_n_keys, bench_m, bench_s, bench_out);
+    t->attn_i16(bench_tile, NULL, hd, bench_q, bench_y, n_q, bench_n_keys, bench_m, bench_s, bench_out);
 }
 
 static void run_attn_f32(const qw_kernels *t, size_t hd, size_t n_q)

@@ -141,7 +141,8 @@ static void attend(const attn_args *a, size_t r0, size_t n, uint32_t h, int thre
             const float *keys = (const float *)(const void *)tile;
             kernels->attn_f32(keys, keys + head_dim * QW_KV_TILE, st.hd, st.q.f32, st.n_q, n_keys, st.m, st.s, st.o);
         } else {
-            kernels->attn_i16(tile, st.hd, st.q.i16, st.dq, st.n_q, n_keys, st.m, st.s, st.o);
+            const uint8_t *next = t < last / QW_KV_TILE ? a->rows[r0].pages[t + 1] + offset : NULL;
+            kernels->attn_i16(tile, next, st.hd, st.q.i16, st.dq, st.n_q, n_keys, st.m, st.s, st.o);
         }
     }
     for (size_t i = 0; i < st.n_q; i++) {

@@ -20,10 +20,11 @@ enum {
     WIDE = 16    /* lanes of a product */
 };
 
-/* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc] */
-typedef void product_fn(const int16_t *a, size_t lda, const int16_t *b, size_t ldb, size_t n_i, int32_t *c, size_t ldc);
+/* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc]; next: like b, fetched at the pace of the work */
+typedef void product_fn(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
+                        size_t ldc);
 
-TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16_t *b, size_t ldb, size_t n_i, int32_t *c,
+TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
                          size_t ldc)
 {
     int32x4_t acc[BLOCK_Q][4];
@@ -33,6 +34,7 @@ TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16
         for (int v = 0; v < 4; v++) acc[j][v] = vdupq_n_s32(0);
     }
     for (size_t i = 0; i < n_i; i++) {
+        __builtin_prefetch(next + 2 * i * ldb, 0, 2);
         int16x8x2_t b0 = vld2q_s16(b + 2 * i * ldb), b1 = vld2q_s16(b + 2 * (i * ldb + 8));
         TILE_UNROLL
         for (int j = 0; j < nq; j++) {
@@ -54,10 +56,10 @@ TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16
 }
 
 #define PRODUCT(NQ)                                                                                             \
-    static void product_##NQ(const int16_t *a, size_t lda, const int16_t *b, size_t ldb, size_t n_i, int32_t *c, \
+    static void product_##NQ(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c, \
                              size_t ldc)                                                                        \
     {                                                                                                           \
-        product(NQ, a, lda, b, ldb, n_i, c, ldc);                                                               \
+        product(NQ, a, lda, b, next, ldb, n_i, c, ldc);                                                               \
     }
 PRODUCT(1)
 PRODUCT(2)
@@ -66,10 +68,10 @@ PRODUCT(4)
 static product_fn *const products[BLOCK_Q] = {product_1, product_2, product_3, product_4};
 
 /* The product over n_lanes (a multiple of 16) lanes of b. */
-static void product_lanes(size_t nq, const int16_t *a, size_t lda, const int16_t *b, size_t ldb, size_t n_i, int32_t *c,
+static void product_lanes(size_t nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
                           size_t ldc, size_t n_lanes)
 {
-    for (size_t at = 0; at < n_lanes; at += WIDE) products[nq - 1](a, lda, b + 2 * at, ldb, n_i, c + at, ldc);
+    for (size_t at = 0; at < n_lanes; at += WIDE) products[nq - 1](a, lda, b + 2 * at, next + 2 * at, ldb, n_i, c + at, ldc);
 }
 
 /* A block's intermediate results. */
@@ -144,24 +146,25 @@ static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s
 }
 
 /* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(qw_attn_tile t, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
+static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
                        const uint32_t *n_keys, float *m, float *s, float *o)
 {
     size_t most = 0;
     for (size_t j = 0; j < nq; j++)
         if (n_keys[j] > most) most = n_keys[j];
     size_t lanes = (most + WIDE - 1) / WIDE * WIDE;
-    product_lanes(nq, q, hd / 2, t.k, QW_KV_TILE, hd / 2, b->score[0], QW_KV_TILE, lanes);
+    product_lanes(nq, q, hd / 2, t.k, next.k, QW_KV_TILE, hd / 2, b->score[0], QW_KV_TILE, lanes);
     block_softmax(b, nq, t.dk, t.dv, dq, n_keys);
-    product_lanes(nq, b->weight[0], QW_KV_TILE / 2, t.v, hd, (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
+    product_lanes(nq, b->weight[0], QW_KV_TILE / 2, t.v, next.v, hd, (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
     block_merge(b, nq, hd, m, s, o);
 }
 
 /* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
-static void attn_i16(const void *tile, size_t hd, const int16_t *q, const float *dq, size_t n_q, const uint32_t *n_keys,
-                     float *m, float *s, float *o)
+static void attn_i16(const void *tile, const void *next_tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
+                     const uint32_t *n_keys, float *m, float *s, float *o)
 {
     qw_attn_tile t = qw_attn_tile_at((void *)(uintptr_t)tile, hd);
+    qw_attn_tile next = qw_attn_tile_at((void *)(uintptr_t)(next_tile ? next_tile : tile), hd);
     block b;
     memset(&b, 0, sizeof b); /* lanes without a query or a key are loaded, though never used */
     for (size_t i = 0; i < n_q;) {
@@ -170,8 +173,9 @@ static void attn_i16(const void *tile, size_t hd, const int16_t *q, const float 
         if (run == 0) i++;
         for (size_t end = i + run; i < end;) {
             size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
+            attn_block(t, next, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
             i += nq;
+            next = t; /* once is enough */
         }
     }
 }

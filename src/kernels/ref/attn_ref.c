@@ -97,9 +97,10 @@ static void query_i16(qw_attn_tile t, size_t hd, const int16_t *q, float dq, siz
     }
 }
 
-static void attn_i16_ref(const void *tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
+static void attn_i16_ref(const void *tile, const void *next, size_t hd, const int16_t *q, const float *dq, size_t n_q,
                          const uint32_t *n_keys, float *m, float *s, float *o)
 {
+    (void)next;
     qw_attn_tile t = qw_attn_tile_at((void *)(uintptr_t)tile, hd);
     for (size_t i = 0; i < n_q; i++) {
         if (n_keys[i] == 0) continue;

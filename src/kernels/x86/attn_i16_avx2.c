@@ -21,15 +21,16 @@ enum {
     WIDTHS = 3   /* widths of the product: 2, 4, 8 vectors; NULL where registers are too few */
 };
 
-/* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc] */
-typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_i, int32_t *c, size_t ldc);
+/* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc]; next: like b, fetched at the pace of the work */
+typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i, int32_t *c,
+                        size_t ldc);
 
 static inline __m256i load(const void *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);
 }
 
-TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b, size_t ldb,
+TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb,
                          size_t n_i, int32_t *c, size_t ldc)
 {
     __m256i acc[BLOCK_Q][VECS];
@@ -41,7 +42,10 @@ TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t ld
     for (size_t i = 0; i < n_i; i++) {
         __m256i bv[VECS];
         TILE_UNROLL
-        for (int v = 0; v < nv; v++) bv[v] = load(b + i * ldb + v * LANES);
+        for (int v = 0; v < nv; v++) {
+            bv[v] = load(b + i * ldb + v * LANES);
+            if (v % 2 == 0) _mm_prefetch((const char *)(next + i * ldb + v * LANES), _MM_HINT_T1);
+        }
         TILE_UNROLL
         for (int j = 0; j < nq; j++) {
             __m256i av = _mm256_set1_epi32(a[(size_t)j * lda + i]);
@@ -57,10 +61,10 @@ TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t ld
 }
 
 #define PRODUCT(NQ, NV)                                                                                             \
-    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_i,         \
+    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,         \
                                     int32_t *c, size_t ldc)                                                         \
     {                                                                                                               \
-        product(NQ, NV, a, lda, b, ldb, n_i, c, ldc);                                                               \
+        product(NQ, NV, a, lda, b, next, ldb, n_i, c, ldc);                                                               \
     }
 PRODUCT(1, 2)
 PRODUCT(1, 8)
@@ -77,14 +81,14 @@ static product_fn *const products[BLOCK_Q][WIDTHS] = {
 };
 
 /* The product over n_lanes (a multiple of 16) lanes of b, in the widest pieces that fit. */
-static void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_i, int32_t *c,
+static void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i, int32_t *c,
                           size_t ldc, size_t n_lanes)
 {
     product_fn *const *fn = products[nq - 1];
     size_t width = WIDTHS - 1;
     for (size_t at = 0; at < n_lanes; at += (2 * (size_t)LANES) << width) {
         while (fn[width] == NULL || ((2 * (size_t)LANES) << width) > n_lanes - at) width--;
-        fn[width](a, lda, b + at, ldb, n_i, c + at, ldc);
+        fn[width](a, lda, b + at, next + at, ldb, n_i, c + at, ldc);
     }
 }
 
@@ -166,26 +170,29 @@ static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s
 }
 
 /* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(qw_attn_tile t, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
+static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
                        const uint32_t *n_keys, float *m, float *s, float *o)
 {
     size_t most = 0;
     for (size_t j = 0; j < nq; j++)
         if (n_keys[j] > most) most = n_keys[j];
     size_t lanes = (most + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
-    product_lanes(nq, (const int32_t *)(const void *)q, hd / 2, (const int32_t *)(const void *)t.k, QW_KV_TILE, hd / 2,
+    product_lanes(nq, (const int32_t *)(const void *)q, hd / 2, (const int32_t *)(const void *)t.k,
+                  (const int32_t *)(const void *)next.k, QW_KV_TILE, hd / 2,
                   b->score[0], QW_KV_TILE, lanes);
     block_softmax(b, nq, t.dk, t.dv, dq, n_keys);
-    product_lanes(nq, (const int32_t *)(const void *)b->weight[0], QW_KV_TILE / 2, (const int32_t *)(const void *)t.v, hd,
+    product_lanes(nq, (const int32_t *)(const void *)b->weight[0], QW_KV_TILE / 2, (const int32_t *)(const void *)t.v,
+                  (const int32_t *)(const void *)next.v, hd,
                   (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
     block_merge(b, nq, hd, m, s, o);
 }
 
 /* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
-static void attn_i16(const void *tile, size_t hd, const int16_t *q, const float *dq, size_t n_q, const uint32_t *n_keys,
-                     float *m, float *s, float *o)
+static void attn_i16(const void *tile, const void *next_tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
+                     const uint32_t *n_keys, float *m, float *s, float *o)
 {
     qw_attn_tile t = qw_attn_tile_at((void *)(uintptr_t)tile, hd);
+    qw_attn_tile next = qw_attn_tile_at((void *)(uintptr_t)(next_tile ? next_tile : tile), hd);
     block b;
     memset(&b, 0, sizeof b); /* lanes without a query or a key are loaded, though never used */
     for (size_t i = 0; i < n_q;) {
@@ -194,8 +201,9 @@ static void attn_i16(const void *tile, size_t hd, const int16_t *q, const float 
         if (run == 0) i++;
         for (size_t end = i + run; i < end;) {
             size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
+            attn_block(t, next, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
             i += nq;
+            next = t; /* once is enough */
         }
     }
 }

@@ -18,10 +18,11 @@ enum {
     VECS = QW_KV_TILE / LANES
 };
 
-/* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc] */
-typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_i, int32_t *c, size_t ldc);
+/* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc]; next: like b, fetched at the pace of the work */
+typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i, int32_t *c,
+                        size_t ldc);
 
-TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b, size_t ldb,
+TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb,
                          size_t n_i, int32_t *c, size_t ldc)
 {
     __m512i acc[BLOCK_Q][VECS];
@@ -33,7 +34,10 @@ TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t ld
     for (size_t i = 0; i < n_i; i++) {
         __m512i bv[VECS];
         TILE_UNROLL
-        for (int v = 0; v < nv; v++) bv[v] = _mm512_loadu_si512(b + i * ldb + v * LANES);
+        for (int v = 0; v < nv; v++) {
+            bv[v] = _mm512_loadu_si512(b + i * ldb + v * LANES);
+            _mm_prefetch((const char *)(next + i * ldb + v * LANES), _MM_HINT_T1);
+        }
         TILE_UNROLL
         for (int j = 0; j < nq; j++) {
             __m512i av = _mm512_set1_epi32(a[(size_t)j * lda + i]);
@@ -49,10 +53,10 @@ TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t ld
 }
 
 #define PRODUCT(NQ, NV)                                                                                             \
-    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_i,         \
+    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,         \
                                     int32_t *c, size_t ldc)                                                         \
     {                                                                                                               \
-        product(NQ, NV, a, lda, b, ldb, n_i, c, ldc);                                                               \
+        product(NQ, NV, a, lda, b, next, ldb, n_i, c, ldc);                                                               \
     }
 #define PRODUCTS_OF(NQ) PRODUCT(NQ, 1) PRODUCT(NQ, 2) PRODUCT(NQ, 3) PRODUCT(NQ, 4)
 PRODUCTS_OF(1)
@@ -66,12 +70,12 @@ PRODUCTS_OF(6)
 static product_fn *const products[BLOCK_Q][VECS] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 
 /* The product over n_lanes (a multiple of 16) lanes of b. */
-TILE_INLINE void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, size_t ldb, size_t n_i,
+TILE_INLINE void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,
                                int32_t *c, size_t ldc, size_t n_lanes)
 {
     for (size_t at = 0; at < n_lanes; at += VECS * LANES) {
         size_t n = (n_lanes - at) / LANES;
-        products[nq - 1][(n < VECS ? n : VECS) - 1](a, lda, b + at, ldb, n_i, c + at, ldc);
+        products[nq - 1][(n < VECS ? n : VECS) - 1](a, lda, b + at, next + at, ldb, n_i, c + at, ldc);
     }
 }
 
@@ -151,26 +155,29 @@ TILE_INLINE void block_merge(const block *b, size_t nq, size_t hd, float *m, flo
 }
 
 /* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(qw_attn_tile t, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
+static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
                        const uint32_t *n_keys, float *m, float *s, float *o)
 {
     size_t most = 0;
     for (size_t j = 0; j < nq; j++)
         if (n_keys[j] > most) most = n_keys[j];
     size_t lanes = (most + LANES - 1) / LANES * LANES;
-    product_lanes(nq, (const int32_t *)(const void *)q, hd / 2, (const int32_t *)(const void *)t.k, QW_KV_TILE, hd / 2,
+    product_lanes(nq, (const int32_t *)(const void *)q, hd / 2, (const int32_t *)(const void *)t.k,
+                  (const int32_t *)(const void *)next.k, QW_KV_TILE, hd / 2,
                   b->score[0], QW_KV_TILE, lanes);
     block_softmax(b, nq, t.dk, t.dv, dq, n_keys);
-    product_lanes(nq, (const int32_t *)(const void *)b->weight[0], QW_KV_TILE / 2, (const int32_t *)(const void *)t.v, hd,
+    product_lanes(nq, (const int32_t *)(const void *)b->weight[0], QW_KV_TILE / 2, (const int32_t *)(const void *)t.v,
+                  (const int32_t *)(const void *)next.v, hd,
                   (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
     block_merge(b, nq, hd, m, s, o);
 }
 
 /* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
-static void attn_i16(const void *tile, size_t hd, const int16_t *q, const float *dq, size_t n_q, const uint32_t *n_keys,
-                     float *m, float *s, float *o)
+static void attn_i16(const void *tile, const void *next_tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
+                     const uint32_t *n_keys, float *m, float *s, float *o)
 {
     qw_attn_tile t = qw_attn_tile_at((void *)(uintptr_t)tile, hd);
+    qw_attn_tile next = qw_attn_tile_at((void *)(uintptr_t)(next_tile ? next_tile : tile), hd);
     block b;
     memset(b.score, 0, sizeof b.score); /* lanes that nobody sees are converted, though never used */
     for (size_t i = 0; i < n_q;) {
@@ -179,8 +186,9 @@ static void attn_i16(const void *tile, size_t hd, const int16_t *q, const float 
         if (run == 0) i++;
         for (size_t end = i + run; i < end;) {
             size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
+            attn_block(t, next, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
             i += nq;
+            next = t; /* once is enough */
         }
     }
 }

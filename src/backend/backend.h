@@ -53,7 +53,7 @@ typedef struct qw_kv_row {
 } qw_kv_row;
 
 typedef enum qw_kv_type {
-    QW_KV_I16 = 0, /* 13 bits in 16, a scale for each position and head: kernels/attn_layout.h */
+    QW_KV_I16 = 0, /* 16-bit integers, a scale for each position and head: kernels/attn_layout.h */
     QW_KV_F32
 } qw_kv_type;
 

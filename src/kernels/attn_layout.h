@@ -1,24 +1,32 @@
-/* attn_layout.h: a tile of keys and values in 13 bits, as the integer attention reads it.
+/* attn_layout.h: a tile of keys and values in 16-bit integers, as the integer attention reads it.
  *
  * QW_KV_TILE positions of one KV head; hd is head_dim rounded up to QW_ATTN_UNIT:
  *   keys    int16 [hd / 2][QW_KV_TILE][2]   neighbouring dimensions of a key side by side
  *   values  int16 [QW_KV_TILE / 2][hd][2]   neighbouring positions of a dimension side by side
  *   scales of the keys, of the values: float [QW_KV_TILE] each
- * Element = quant * scale, quants within +-QW_ATTN_MOST. A pair is what a 16-bit dot product takes (vpdpwssd, vpmaddwd),
- * and its lanes are keys in the first product, dimensions in the second. 13 bits, not 16: sums of 64 products of
- * two such numbers fit in 32 bits. Slots that no query sees may hold anything. Any thread.
+ * Element = quant * scale. A pair is what a 16-bit dot product takes (vpdpwssd, vpmaddwd),
+ * and its lanes are keys in the first product, dimensions in the second. No sum of
+ * products leaves 32 bits: that of a query and a key is at most the product of their norms (Cauchy and Schwarz), which
+ * leaves a key of one large element, as Qwen2.5 has them, 15 bits for it, and one of equal elements 12 to 13; values have
+ * 11 bits (8 would do, docs/SPEED.md), weights 14. Slots that no query sees may hold anything. Any thread.
  */
 #ifndef QW_KERNELS_ATTN_LAYOUT_H
 #define QW_KERNELS_ATTN_LAYOUT_H
+
+#include <float.h>
+#include <math.h>
 
 #include "kernels/kernels.h"
 
 enum {
     QW_ATTN_UNIT = 16,         /* dimensions come in such groups */
-    QW_ATTN_MOST = 4095,       /* magnitude of a key's or a value's quant, at most */
-    QW_ATTN_WEIGHT_MOST = 8191 /* of a quantised weight, p * scale of the value: 64 * this * QW_ATTN_MOST < 2^31 */
+    QW_ATTN_MOST = 32767,      /* magnitude of a query's or a key's quant, at most */
+    QW_ATTN_NORM_MOST = 46330, /* their norm: (this + 16 / 2)^2 < 2^31, 16 / 2 the most that rounding 256 elements adds */
+    QW_ATTN_VALUE_MOST = 2047, /* magnitude of a value's quant */
+    QW_ATTN_WEIGHT_MOST = 16383 /* of a quantised weight, p * scale of the value: 64 * this * QW_ATTN_VALUE_MOST < 2^31 */
 };
-#define QW_ATTN_D_MIN 0x1p-100f /* scales of weights below it count as 0 */
+#define QW_ATTN_D_MIN 0x1p-100f   /* scales of weights below it count as 0 */
+#define QW_ATTN_AMAX_MIN 0x1p-60f /* so do vectors with no larger element: their squares must not underflow */
 
 typedef struct qw_attn_tile {
     int16_t *k, *v;
@@ -44,11 +52,14 @@ static inline qw_attn_tile qw_attn_tile_at(void *tile, size_t hd)
     return t;
 }
 
-/* Magnitude of a query's quants, at most: hd products with QW_ATTN_MOST stay below 2^31. */
-static inline float qw_attn_query_most(size_t hd)
+/* s of quantize_i16, by which x is multiplied. amax: the largest |x|, at least QW_ATTN_AMAX_MIN */
+static inline float qw_attn_factor(float amax, size_t n, float most, float norm_most, float norm2)
 {
-    size_t most = INT32_MAX / (QW_ATTN_MOST * hd);
-    return most > INT16_MAX ? (float)INT16_MAX : (float)most;
+    float by_amax = most / amax;
+    if (norm2 == 0.0f) return by_amax;
+    /* infinite or NaN: n elements of the largest magnitude */
+    float by_norm = norm2 <= FLT_MAX ? norm_most / sqrtf(norm2) : norm_most / sqrtf((float)n) / amax;
+    return by_amax < by_norm ? by_amax : by_norm;
 }
 
 /* Writes a position: k, v [hd] */

@@ -105,9 +105,9 @@ typedef void qw_gemm_fn(const void *packed, size_t n_groups, size_t k, const voi
 typedef void qw_attn_f32_fn(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
                             const uint32_t *n_keys, float *m, float *s, float *o);
 
-/* The same in integers, keys and values in 13 bits (attn_layout.h):
+/* The same in integers (attn_layout.h):
  *   tile: QW_KV_TILE positions, 64-byte aligned; next: the tile after it, which is fetched meanwhile, or NULL; hd: a multiple of QW_ATTN_UNIT, elements beyond the head's are zero
- *   q [n_q, hd] of at most qw_attn_query_most(hd), dq [n_q]: their scale times 1/sqrt(head_dim)
+ *   q [n_q, hd] with a norm of at most QW_ATTN_NORM_MOST, dq [n_q]: their scale times 1/sqrt(head_dim)
  *   o [n_q, hd]
  * Both products are sums of integers and exact; the steps between them are those of ref/attn_ref.c. */
 typedef void qw_attn_i16_fn(const void *tile, const void *next, size_t hd, const int16_t *q, const float *dq,
@@ -137,9 +137,10 @@ typedef struct qw_kernels {
     /* Rotates pairs (i, i + n/2) of x [n] in place (NeoX order): cos, sin [n/2] of this position. */
     void (*rope)(float *x, const float *cos, const float *sin, size_t n);
 
-    /* q = nearest even of x * (most / amax), all [n]; returns d = amax / most. most <= 32767. A small amax, NaN and
-     * infinities as in quantize_act. */
-    float (*quantize_i16)(const float *x, size_t n, float most, int16_t *q);
+    /* q = nearest even of x * s, all [n]; returns 1 / s. s is as large as keeps all |q| <= most (at most 32767) and, when
+     * norm2 > 0, their norm at most about norm_most; norm2 is the sum of squares of x by dot_f32. amax below 2^-60
+     * gives 0 and q = 0; NaN and infinities as in quantize_act. */
+    float (*quantize_i16)(const float *x, size_t n, float most, float norm_most, float norm2, int16_t *q);
     qw_attn_i16_fn *attn_i16;
     qw_attn_f32_fn *attn_f32;
 } qw_kernels;

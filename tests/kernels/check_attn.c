@@ -55,6 +55,14 @@ static void float_tile(ca_ctx *ctx, problem *p, size_t t, size_t n_seen)
         }
 }
 
+/* A query or a key as the backend quantises it. */
+static float quantize_vector(ca_ctx *ctx, const float *x, size_t n, int16_t *q)
+{
+    float norm2;
+    ctx->ref->dot_f32(x, n, x, n, 1, &norm2, 1);
+    return ctx->ref->quantize_i16(x, n, QW_ATTN_MOST, QW_ATTN_NORM_MOST, norm2, q);
+}
+
 /* Magnitudes of values differ from key to key, as they do in models. */
 static void int_tile(ca_ctx *ctx, problem *p, size_t t, size_t n_seen)
 {
@@ -64,9 +72,10 @@ static void int_tile(ca_ctx *ctx, problem *p, size_t t, size_t n_seen)
     ca_fill_bytes(ctx, p->tile[t].data, qw_attn_tile_bytes(p->hd)); /* scales too, NaN among them */
     for (size_t key = 0; key < n_seen; key++) {
         ca_fill_normal(ctx, k, p->hd, 1.0f);
+        if (key % 3 == 0) k[ca_rand_below(ctx, (uint32_t)p->hd)] *= 50.0f;
         ca_fill_normal(ctx, v, p->hd, ldexpf(1.0f, (int)ca_rand_below(ctx, 8) - 4));
-        float dk = ctx->ref->quantize_i16(k, p->hd, QW_ATTN_MOST, ik);
-        float dv = ctx->ref->quantize_i16(v, p->hd, QW_ATTN_MOST, iv);
+        float dk = quantize_vector(ctx, k, p->hd, ik);
+        float dv = ctx->ref->quantize_i16(v, p->hd, QW_ATTN_VALUE_MOST, 0.0f, 0.0f, iv);
         qw_attn_tile_set(p->tile[t].data, p->hd, key, ik, dk, iv, dv);
     }
 }
@@ -80,8 +89,7 @@ static problem problem_new(ca_ctx *ctx, size_t hd, size_t n_q, bool ints, enum p
         p.iq = ca_input_new(ctx, n_q * hd * sizeof(int16_t));
         p.dq = ca_input_new(ctx, n_q * sizeof(float));
         for (size_t i = 0; i < n_q; i++)
-            ((float *)p.dq.data)[i] = ctx->ref->quantize_i16((float *)p.q.data + i * hd, hd, qw_attn_query_most(hd),
-                                                             (int16_t *)p.iq.data + i * hd);
+            ((float *)p.dq.data)[i] = quantize_vector(ctx, (float *)p.q.data + i * hd, hd, (int16_t *)p.iq.data + i * hd);
     }
     for (size_t t = 0; t < TILES; t++) {
         uint32_t most = 0;
@@ -267,20 +275,23 @@ static void check_attn(ca_ctx *ctx, size_t hd, size_t n_q, bool ints, enum patte
     problem_free(&p);
 }
 
-/* Every quant as large as it may be, all of one sign, all weights alike: no sum leaves 32 bits. */
-static void check_attn_limits(ca_ctx *ctx, size_t hd)
+/* Vectors with the largest norm there is, of equal elements or of two, all of one sign; all weights alike: no sum leaves
+ * 32 bits. */
+static void check_attn_limits(ca_ctx *ctx, size_t hd, bool two)
 {
     problem p = problem_new(ctx, hd, 7, true, FULL);
-    int16_t k[QW_HEAD_DIM_MAX], v[QW_HEAD_DIM_MAX];
+    int16_t k[QW_HEAD_DIM_MAX] = {0}, v[QW_HEAD_DIM_MAX], *q = p.iq.data;
     for (size_t d = 0; d < hd; d++) {
-        k[d] = QW_ATTN_MOST;
-        v[d] = d % 2 ? QW_ATTN_MOST : -QW_ATTN_MOST;
+        k[d] = (int16_t)(two ? (d < 2 ? QW_ATTN_NORM_MOST / sqrt(2.0) : 0.0) : QW_ATTN_NORM_MOST / sqrt((double)hd) + 0.5);
+        v[d] = d % 2 ? QW_ATTN_VALUE_MOST : -QW_ATTN_VALUE_MOST;
     }
     for (size_t t = 0; t < TILES; t++)
         for (size_t key = 0; key < QW_KV_TILE; key++)
             qw_attn_tile_set(p.tile[t].data, hd, key, k, t == 1 ? -1.0f : 1.0f, v, 1.0f);
-    for (size_t i = 0; i < 7 * hd; i++) ((int16_t *)p.iq.data)[i] = (int16_t)qw_attn_query_most(hd);
-    for (size_t i = 0; i < 7; i++) ((float *)p.dq.data)[i] = 0x1p-31f;
+    for (size_t i = 0; i < 7; i++) {
+        memcpy(q + i * hd, k, hd * sizeof *k);
+        ((float *)p.dq.data)[i] = 0x1p-31f;
+    }
     check_problem(ctx, &p, "attn_i16 at its limits");
     problem_free(&p);
 }
@@ -354,22 +365,29 @@ static void check_attn_extreme(ca_ctx *ctx, bool ints, float scale)
 
 /* ---- the quantisation ------------------------------------------------------------------------------- */
 
-static void check_quantize(ca_ctx *ctx, const float *x, size_t n, float most)
+static void check_quantize(ca_ctx *ctx, const float *x, size_t n, float most, float norm_most)
 {
     ca_input in = ca_input_new(ctx, n * sizeof *x);
     memcpy(in.data, x, n * sizeof *x);
     ca_buf out = ca_buf_new(n * sizeof(int16_t), 2 * (n % 32));
     int16_t *want = calloc(n, sizeof *want), *got = out.data;
-    float d_want = ctx->ref->quantize_i16(in.data, n, most, want), d = ctx->t->quantize_i16(in.data, n, most, got);
+    float norm2 = 0.0f;
+    if (norm_most > 0) ctx->ref->dot_f32(x, n, x, n, 1, &norm2, 1);
+    float d_want = ctx->ref->quantize_i16(in.data, n, most, norm_most, norm2, want);
+    float d = ctx->t->quantize_i16(in.data, n, most, norm_most, norm2, got);
     ca_check(ctx, memcmp(&d, &d_want, sizeof d) == 0 && memcmp(got, want, n * sizeof *got) == 0,
              "quantize_i16, n %zu, most %g: differs from the reference", n, (double)most);
     ca_check(ctx, ca_buf_intact(&out), "quantize_i16, n %zu: wrote outside", n);
     size_t wrong = 0;
+    double norm = 0;
     for (size_t i = 0; i < n; i++) {
         double error = fabs((double)x[i] - (double)d * got[i]);
         wrong += abs(got[i]) > (int)most || (isfinite(x[i]) && d > 0 && error > (double)d * (0.5 + most * 4 * U));
+        norm += (double)got[i] * got[i];
     }
-    ca_check(ctx, wrong == 0, "quantize_i16, n %zu, most %g: %zu elements are wrong", n, (double)most, wrong);
+    norm = sqrt(norm);
+    if (norm_most > 0) wrong += norm > (double)norm_most * (1 + 1e-5) + sqrt((double)n) / 2;
+    ca_check(ctx, wrong == 0, "quantize_i16, n %zu, most %g: %zu elements are wrong, norm %g", n, (double)most, wrong, norm);
     free(want);
     ca_buf_free(&out);
     ca_input_free(&in);
@@ -377,16 +395,19 @@ static void check_quantize(ca_ctx *ctx, const float *x, size_t n, float most)
 
 static void check_quantization(ca_ctx *ctx)
 {
-    static const float mosts[] = {QW_ATTN_MOST, 8191.0f, INT16_MAX};
     static const float specials[] = {NAN, INFINITY, -INFINITY, FLT_MAX, 0.0f, 1e-40f};
     static float x[300], zero[300];
     for (size_t n = 1; n <= 300; n += n < 40 ? 1 : 13)
-        for (size_t m = 0; m < sizeof mosts / sizeof mosts[0]; m++) {
+        for (int vector = 0; vector < 2; vector++) {
+            float most = vector ? QW_ATTN_MOST : QW_ATTN_VALUE_MOST, norm_most = vector ? QW_ATTN_NORM_MOST : 0.0f;
             ca_fill_normal(ctx, x, n, ldexpf(1.0f, (int)ca_rand_below(ctx, 100) - 50));
-            check_quantize(ctx, x, n, mosts[m]);
-            x[ca_rand_below(ctx, (uint32_t)n)] = specials[ca_rand_below(ctx, 6)];
-            check_quantize(ctx, x, n, mosts[m]);
-            check_quantize(ctx, zero, n, mosts[m]);
+            check_quantize(ctx, x, n, most, norm_most);
+            size_t at = ca_rand_below(ctx, (uint32_t)n);
+            x[at] *= 100.0f;
+            check_quantize(ctx, x, n, most, norm_most);
+            x[at] = specials[ca_rand_below(ctx, 6)];
+            check_quantize(ctx, x, n, most, norm_most);
+            check_quantize(ctx, zero, n, most, norm_most);
         }
 }
 
@@ -421,5 +442,8 @@ void check_attention(ca_ctx *ctx)
         check_attn_extreme(ctx, ints, 1e30f);
         check_attn_extreme(ctx, ints, 1e-38f);
     }
-    for (size_t hd = 16; hd <= QW_HEAD_DIM_MAX; hd *= 2) check_attn_limits(ctx, hd);
+    for (size_t hd = 16; hd <= QW_HEAD_DIM_MAX; hd *= 2) {
+        check_attn_limits(ctx, hd, false);
+        check_attn_limits(ctx, hd, true);
+    }
 }

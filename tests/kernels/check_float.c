@@ -356,7 +356,7 @@ static void run_rope(const qw_kernels *t, size_t n, size_t unused)
 static void run_quantize_i16(const qw_kernels *t, size_t n, size_t unused)
 {
     (void)unused;
-    t->quantize_i16(bench_x, n, QW_ATTN_MOST, bench_q);
+    t->quantize_i16(bench_x, n, QW_ATTN_MOST, QW_ATTN_NORM_MOST, 1.0f, bench_q);
 }
 
 static float bench_m[64], bench_s[64];

@@ -50,12 +50,20 @@ static void store_f32(size_t hd, uint8_t *tile, size_t slot, const float *k, con
     memcpy(values + slot * hd, v, hd * sizeof *v);
 }
 
+/* A query or a key [head_dim] in integers; returns its scale. */
+static float quantize_vector(const qw_kernels *kernels, const float *x, size_t head_dim, int16_t *out)
+{
+    float norm2;
+    kernels->dot_f32(x, head_dim, x, head_dim, 1, &norm2, 1);
+    return kernels->quantize_i16(x, head_dim, QW_ATTN_MOST, QW_ATTN_NORM_MOST, norm2, out);
+}
+
 static void store_i16(const qw_kernels *kernels, size_t head_dim, uint8_t *tile, size_t slot, const float *k,
                       const float *v)
 {
     int16_t ik[QW_HEAD_DIM_MAX] = {0}, iv[QW_HEAD_DIM_MAX] = {0};
-    float dk = kernels->quantize_i16(k, head_dim, QW_ATTN_MOST, ik);
-    float dv = kernels->quantize_i16(v, head_dim, QW_ATTN_MOST, iv);
+    float dk = quantize_vector(kernels, k, head_dim, ik);
+    float dv = kernels->quantize_i16(v, head_dim, QW_ATTN_VALUE_MOST, 0.0f, 0.0f, iv);
     qw_attn_tile_set(tile, qw_attn_padded(head_dim), slot, ik, dk, iv, dv);
 }
 
@@ -106,14 +114,14 @@ static attn_state begin(const attn_args *a, size_t r0, size_t n, uint32_t h, int
     size_t head_dim = s->head_dim, group = s->n_heads / s->n_kv_heads;
     bool floats = s->type == QW_KV_F32;
     attn_state st = state_in(qw_cpu_scratch(a->cpu, thread), n * group, floats ? head_dim : qw_attn_padded(head_dim));
-    float scale = 1.0f / sqrtf((float)head_dim), most = qw_attn_query_most(st.hd);
+    float scale = 1.0f / sqrtf((float)head_dim);
     for (size_t i = 0; i < st.n_q; i++) {
         const float *src = a->q + (r0 + i / group) * a->ld + (h * group + i % group) * head_dim;
         if (floats) {
             for (size_t d = 0; d < head_dim; d++) st.q.f32[i * st.hd + d] = src[d] * scale;
         } else {
             int16_t *to = st.q.i16 + i * st.hd;
-            st.dq[i] = a->cpu->kernels->quantize_i16(src, head_dim, most, to) * scale;
+            st.dq[i] = quantize_vector(a->cpu->kernels, src, head_dim, to) * scale;
             memset(to + head_dim, 0, (st.hd - head_dim) * sizeof *to);
         }
         st.m[i] = -INFINITY;

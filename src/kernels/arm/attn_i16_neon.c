@@ -10,7 +10,6 @@
 #include "kernels/arm/float_neon.h"
 #include "kernels/attn_layout.h"
 #include "kernels/kernels_private.h"
-#include "kernels/pack_layout.h"
 #include "kernels/ref/float_ref.h"
 #include "kernels/tile.h"
 
@@ -180,7 +179,7 @@ static void attn_i16(const void *tile, const void *next_tile, size_t hd, const i
     }
 }
 
-static float quantize_i16(const float *x, size_t n, float most, int16_t *q)
+static float quantize_i16(const float *x, size_t n, float most, float norm_most, float norm2, int16_t *q)
 {
     uint32x4_t all = vdupq_n_u32(0);
     uint32_t bits = 0;
@@ -194,17 +193,17 @@ static float quantize_i16(const float *x, size_t n, float most, int16_t *q)
         one &= INT32_MAX;
         bits = one > bits ? one : bits;
     }
-    if (bits > 0x7f7fffff) return qw_ref_quantize_i16(x, n, most, q); /* infinities or NaN */
+    if (bits > 0x7f7fffff) return qw_ref_quantize_i16(x, n, most, norm_most, norm2, q); /* infinities or NaN */
     memcpy(&amax, &bits, sizeof amax);
-    if (amax < QW_ACT_AMAX_MIN) {
+    if (amax < QW_ATTN_AMAX_MIN) {
         memset(q, 0, n * sizeof *q);
         return 0.0f;
     }
-    float inverse = most / amax;
+    float factor = qw_attn_factor(amax, n, most, norm_most, norm2);
     for (i = 0; i + LANES <= n; i += LANES)
-        vst1_s16(q + i, vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), inverse))));
-    for (; i < n; i++) q[i] = (int16_t)vcvtns_s32_f32(x[i] * inverse);
-    return amax / most;
+        vst1_s16(q + i, vmovn_s32(vcvtnq_s32_f32(vmulq_n_f32(vld1q_f32(x + i), factor))));
+    for (; i < n; i++) q[i] = (int16_t)vcvtns_s32_f32(x[i] * factor);
+    return 1.0f / factor;
 }
 
 void qw_attn_i16_init_neon(qw_kernels *t)

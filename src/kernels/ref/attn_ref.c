@@ -8,7 +8,6 @@
 
 #include "kernels/attn_layout.h"
 #include "kernels/kernels_private.h"
-#include "kernels/pack_layout.h"
 #include "kernels/ref/float_ref.h"
 #include "kernels/ref/fma_ref.h"
 
@@ -108,17 +107,18 @@ static void attn_i16_ref(const void *tile, const void *next, size_t hd, const in
     }
 }
 
-float qw_ref_quantize_i16(const float *x, size_t n, float most, int16_t *q)
+float qw_ref_quantize_i16(const float *x, size_t n, float most, float norm_most, float norm2, int16_t *q)
 {
     float amax = 0.0f;
     for (size_t i = 0; i < n; i++) {
         float v = fabsf(qw_ref_finite(x[i]));
         amax = v > amax ? v : amax;
     }
-    float inverse = amax < QW_ACT_AMAX_MIN ? 0.0f : most / amax;
+    bool none = amax < QW_ATTN_AMAX_MIN;
+    float factor = none ? 0.0f : qw_attn_factor(amax, n, most, norm_most, norm2);
     for (size_t i = 0; i < n; i++)
-        q[i] = (int16_t)(int)((qw_ref_finite(x[i]) * inverse + 0x1.8p23f) - 0x1.8p23f); /* nearest even */
-    return amax < QW_ACT_AMAX_MIN ? 0.0f : amax / most;
+        q[i] = (int16_t)(int)((qw_ref_finite(x[i]) * factor + 0x1.8p23f) - 0x1.8p23f); /* nearest even */
+    return none ? 0.0f : 1.0f / factor;
 }
 
 void qw_attn_init_ref(qw_kernels *t)

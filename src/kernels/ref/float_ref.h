@@ -15,7 +15,7 @@ float qw_ref_fold_max(float p[PARTIALS]);
 /* The larger one; the second where they compare equal or one is NaN (as the x86 instruction does). */
 float qw_ref_max(float a, float b);
 float qw_ref_exp(float x);
-float qw_ref_quantize_i16(const float *x, size_t n, float most, int16_t *q);
+float qw_ref_quantize_i16(const float *x, size_t n, float most, float norm_most, float norm2, int16_t *q);
 
 /* The value that stands for x where it is quantised: NaN is 0, infinities are the largest float. */
 static inline float qw_ref_finite(float x)

@@ -9,7 +9,6 @@
 
 #include "kernels/attn_layout.h"
 #include "kernels/kernels_private.h"
-#include "kernels/pack_layout.h"
 #include "kernels/ref/float_ref.h"
 #include "kernels/tile.h"
 #include "kernels/x86/float_avx2.h"
@@ -227,26 +226,26 @@ static int32_t max_bits(const float *x, size_t n)
     return bits;
 }
 
-static float quantize_i16(const float *x, size_t n, float most, int16_t *q)
+static float quantize_i16(const float *x, size_t n, float most, float norm_most, float norm2, int16_t *q)
 {
     float amax;
     int32_t bits = max_bits(x, n);
-    if (bits > 0x7f7fffff) return qw_ref_quantize_i16(x, n, most, q);
+    if (bits > 0x7f7fffff) return qw_ref_quantize_i16(x, n, most, norm_most, norm2, q);
     memcpy(&amax, &bits, sizeof amax);
-    if (amax < QW_ACT_AMAX_MIN) {
+    if (amax < QW_ATTN_AMAX_MIN) {
         memset(q, 0, n * sizeof *q);
         return 0.0f;
     }
-    float inverse = most / amax;
-    __m256 by = _mm256_set1_ps(inverse);
+    float factor = qw_attn_factor(amax, n, most, norm_most, norm2);
+    __m256 by = _mm256_set1_ps(factor);
     size_t i = 0;
     for (; i + LANES <= n; i += LANES) {
         __m256i v = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + i), by)); /* nearest even */
         __m128i h = _mm_packs_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1));
         _mm_storeu_si128((__m128i *)(void *)(q + i), h);
     }
-    for (; i < n; i++) q[i] = (int16_t)_mm_cvtss_si32(_mm_set_ss(x[i] * inverse));
-    return amax / most;
+    for (; i < n; i++) q[i] = (int16_t)_mm_cvtss_si32(_mm_set_ss(x[i] * factor));
+    return 1.0f / factor;
 }
 
 void qw_attn_i16_init_avx2(qw_kernels *t)

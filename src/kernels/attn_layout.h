@@ -4,11 +4,11 @@
  *   keys    int16 [hd / 2][QW_KV_TILE][2]   neighbouring dimensions of a key side by side
  *   values  int16 [QW_KV_TILE / 2][hd][2]   neighbouring positions of a dimension side by side
  *   scales of the keys, of the values: float [QW_KV_TILE] each
- * Element = quant * scale. A pair is what a 16-bit dot product takes (vpdpwssd, vpmaddwd),
- * and its lanes are keys in the first product, dimensions in the second. No sum of
- * products leaves 32 bits: that of a query and a key is at most the product of their norms (Cauchy and Schwarz), which
- * leaves a key of one large element, as Qwen2.5 has them, 15 bits for it, and one of equal elements 12 to 13; values have
- * 11 bits (8 would do, docs/SPEED.md), weights 14. Slots that no query sees may hold anything. Any thread.
+ * Element = quant * scale. A pair is what a 16-bit dot product takes (vpdpwssd, vpmaddwd), and its lanes are keys in the
+ * first product, dimensions in the second. No sum of products leaves 32 bits: that of a query and a key is at most the
+ * product of their norms (Cauchy and Schwarz), which leaves a key of one large element, as Qwen2.5 has them, 15 bits for
+ * it, and one of equal elements 12 to 13; values have 11 bits (8 would do, docs/SPEED.md), weights 14. Slots that no query
+ * sees may hold anything. Any thread.
  */
 #ifndef QW_KERNELS_ATTN_LAYOUT_H
 #define QW_KERNELS_ATTN_LAYOUT_H

@@ -11,6 +11,7 @@
  */
 #include <string.h>
 
+#include "kernels/attn_blocks.h"
 #include "kernels/kernels_private.h"
 #include "kernels/arm/float_neon.h"
 
@@ -116,13 +117,9 @@ static void block_softmax(block *b, size_t nq, const uint32_t *n_keys)
 }
 
 /* b->o = weights times values; a query never meets a value beyond its own n_keys. */
-static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_keys)
+static void block_values(const tile *t, block *b, const attn_span *at, const uint32_t *n_keys)
 {
-    size_t whole = t->hd / LANES * LANES, common = QW_KV_TILE, most = 0;
-    for (size_t j = 0; j < nq; j++) {
-        if (n_keys[j] < common) common = n_keys[j];
-        if (n_keys[j] > most) most = n_keys[j];
-    }
+    size_t whole = t->hd / LANES * LANES, nq = at->n, common = at->common, most = at->most;
     const float *later = t->v + common * t->hd;
     product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
     for (size_t j = 0; most > common && j < nq; j++)
@@ -143,65 +140,40 @@ static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_k
 /* Merges the tile's result into the running m, s [nq] and o [nq, hd]. */
 static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s, float *o)
 {
-    float m_run[LANES] = {0}, s_run[LANES] = {0}, old_scale[LANES], tile_scale[LANES];
-    memcpy(m_run, m, nq * sizeof *m);
-    memcpy(s_run, s, nq * sizeof *s);
-    float32x4_t m_old = vld1q_f32(m_run), m_tile = vld1q_f32(b->m), m_new = max_neon(m_old, m_tile);
-    float32x4_t a = exp_neon_nonpos(vsubq_f32(m_old, m_new)), w = exp_neon_nonpos(vsubq_f32(m_tile, m_new));
-    vst1q_f32(m_run, m_new);
-    vst1q_f32(s_run, vfmaq_f32(vmulq_f32(vld1q_f32(s_run), a), vld1q_f32(b->s), w));
-    vst1q_f32(old_scale, a);
-    vst1q_f32(tile_scale, w);
-    memcpy(m, m_run, nq * sizeof *m);
-    memcpy(s, s_run, nq * sizeof *s);
-
+    float old_scale[LANES], new_scale[LANES];
+    merge_neon(nq, b->m, b->s, m, s, old_scale, new_scale);
     for (size_t j = 0; j < nq; j++) {
         float *oj = o + j * hd;
         size_t d = 0;
         for (; d + LANES <= hd; d += LANES) {
             float32x4_t old = vmulq_n_f32(vld1q_f32(oj + d), old_scale[j]);
-            vst1q_f32(oj + d, vfmaq_n_f32(old, vld1q_f32(b->o[j] + d), tile_scale[j]));
+            vst1q_f32(oj + d, vfmaq_n_f32(old, vld1q_f32(b->o[j] + d), new_scale[j]));
         }
-        for (; d < hd; d++) oj[d] = fmaf(b->o[j][d], tile_scale[j], oj[d] * old_scale[j]);
+        for (; d < hd; d++) oj[d] = fmaf(b->o[j][d], new_scale[j], oj[d] * old_scale[j]);
     }
 }
 
-/* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(const tile *t, block *b, const float *q, size_t nq, const uint32_t *n_keys, float *m,
+/* One block, whose first query is at q, n_keys, m, s and o. */
+static void attn_block(const tile *t, block *b, const attn_span *at, const float *q, const uint32_t *n_keys, float *m,
                        float *s, float *o)
 {
-    size_t most = 0;
-    for (size_t j = 0; j < nq; j++)
-        if (n_keys[j] > most) most = n_keys[j];
-    size_t lanes = (most + LANES - 1) / LANES * LANES;
+    size_t nq = at->n, lanes = (at->most + LANES - 1) / LANES * LANES;
     product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->hd, b->p[0], QW_KV_TILE, false, lanes);
     block_softmax(b, nq, n_keys);
-    block_values(t, b, nq, n_keys);
+    block_values(t, b, at, n_keys);
     block_merge(b, nq, t->hd, m, s, o);
-}
-
-/* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
-static void attn(const tile *t, const float *q, size_t n_q, const uint32_t *n_keys, float *m, float *s, float *o)
-{
-    block b;
-    memset(&b, 0, sizeof b); /* lanes without a query or a key are loaded, though never used */
-    for (size_t i = 0; i < n_q;) {
-        size_t run = 0;
-        while (i + run < n_q && n_keys[i + run] > 0) run++;
-        if (run == 0) i++;
-        for (size_t end = i + run; i < end;) {
-            size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, &b, q + i * t->hd, nq, n_keys + i, m + i, s + i, o + i * t->hd);
-            i += nq;
-        }
-    }
 }
 
 static void attn_f32(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
                      const uint32_t *n_keys, float *m, float *s, float *o)
 {
     tile t = {k_tile, v_tile, hd};
-    attn(&t, q, n_q, n_keys, m, s, o);
+    block b;
+    memset(&b, 0, sizeof b); /* lanes without a query or a key are loaded, though never used */
+    for (attn_span at = {0}; attn_next_span(&at, n_keys, n_q, BLOCK_Q);) {
+        size_t i = at.first;
+        attn_block(&t, &b, &at, q + i * hd, n_keys + i, m + i, s + i, o + i * hd);
+    }
 }
 
 void qw_attn_f32_init_neon(qw_kernels *t)

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "kernels/arm/float_neon.h"
+#include "kernels/attn_blocks.h"
 #include "kernels/attn_layout.h"
 #include "kernels/kernels_private.h"
 #include "kernels/ref/float_ref.h"
@@ -20,8 +21,8 @@ enum {
 };
 
 /* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc]; next: like b, fetched at the pace of the work */
-typedef void product_fn(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
-                        size_t ldc);
+typedef void product_fn(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i,
+                        int32_t *c, size_t ldc);
 
 TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
                          size_t ldc)
@@ -124,41 +125,27 @@ static void block_softmax(block *b, size_t nq, const float *dk, const float *dv,
 /* Merges the tile's result into the running m, s [nq] and o [nq, hd]. */
 static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s, float *o)
 {
-    float m_run[LANES] = {0}, s_run[LANES] = {0}, old_scale[LANES], new_scale[LANES];
-    memcpy(m_run, m, nq * sizeof *m);
-    memcpy(s_run, s, nq * sizeof *s);
-    float32x4_t m_old = vld1q_f32(m_run), m_tile = vld1q_f32(b->m), m_new = max_neon(m_old, m_tile);
-    float32x4_t a = exp_neon_nonpos(vsubq_f32(m_old, m_new)), w = exp_neon_nonpos(vsubq_f32(m_tile, m_new));
-    vst1q_f32(m_run, m_new);
-    vst1q_f32(s_run, vfmaq_f32(vmulq_f32(vld1q_f32(s_run), a), vld1q_f32(b->s), w));
-    vst1q_f32(old_scale, a);
-    vst1q_f32(new_scale, vmulq_f32(w, vld1q_f32(b->d)));
-    memcpy(m, m_run, nq * sizeof *m);
-    memcpy(s, s_run, nq * sizeof *s);
-
+    float old_scale[LANES], new_scale[LANES];
+    merge_neon(nq, b->m, b->s, m, s, old_scale, new_scale);
     for (size_t j = 0; j < nq; j++)
         for (size_t d = 0; d < hd; d += LANES) {
             float *to = o + j * hd + d;
             float32x4_t old = vmulq_n_f32(vld1q_f32(to), old_scale[j]);
-            vst1q_f32(to, vfmaq_n_f32(old, vcvtq_f32_s32(vld1q_s32(b->o[j] + d)), new_scale[j]));
+            vst1q_f32(to, vfmaq_n_f32(old, vcvtq_f32_s32(vld1q_s32(b->o[j] + d)), new_scale[j] * b->d[j]));
         }
 }
 
-/* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
-                       const uint32_t *n_keys, float *m, float *s, float *o)
+/* One block, whose first query is at q, dq, n_keys, m, s and o. */
+static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const attn_span *at, const int16_t *q,
+                       const float *dq, const uint32_t *n_keys, float *m, float *s, float *o)
 {
-    size_t most = 0;
-    for (size_t j = 0; j < nq; j++)
-        if (n_keys[j] > most) most = n_keys[j];
-    size_t lanes = (most + WIDE - 1) / WIDE * WIDE;
+    size_t nq = at->n, lanes = (at->most + WIDE - 1) / WIDE * WIDE, pairs = (at->most + 1) / 2;
     product_lanes(nq, q, hd / 2, t.k, next.k, QW_KV_TILE, hd / 2, b->score[0], QW_KV_TILE, lanes);
     block_softmax(b, nq, t.dk, t.dv, dq, n_keys);
-    product_lanes(nq, b->weight[0], QW_KV_TILE / 2, t.v, next.v, hd, (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
+    product_lanes(nq, b->weight[0], QW_KV_TILE / 2, t.v, next.v, hd, pairs, b->o[0], QW_HEAD_DIM_MAX, hd);
     block_merge(b, nq, hd, m, s, o);
 }
 
-/* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
 static void attn_i16(const void *tile, const void *next_tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
                      const uint32_t *n_keys, float *m, float *s, float *o)
 {
@@ -166,16 +153,9 @@ static void attn_i16(const void *tile, const void *next_tile, size_t hd, const i
     qw_attn_tile next = qw_attn_tile_at((void *)(uintptr_t)(next_tile ? next_tile : tile), hd);
     block b;
     memset(&b, 0, sizeof b); /* lanes without a query or a key are loaded, though never used */
-    for (size_t i = 0; i < n_q;) {
-        size_t run = 0;
-        while (i + run < n_q && n_keys[i + run] > 0) run++;
-        if (run == 0) i++;
-        for (size_t end = i + run; i < end;) {
-            size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, next, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
-            i += nq;
-            next = t; /* once is enough */
-        }
+    for (attn_span at = {0}; attn_next_span(&at, n_keys, n_q, BLOCK_Q); next = t) { /* to fetch it once is enough */
+        size_t i = at.first;
+        attn_block(t, next, hd, &b, &at, q + i * hd, dq + i, n_keys + i, m + i, s + i, o + i * hd);
     }
 }
 

@@ -6,6 +6,7 @@
 
 #include <arm_neon.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/exp_const.h"
 #include "kernels/kernels.h"
@@ -61,6 +62,24 @@ static inline float fold_neon_max(float32x4_t p[NEON_VECS])
     lo = vbsl_f32(vcgt_f32(lo, hi), lo, hi);
     float a = vget_lane_f32(lo, 0), b = vget_lane_f32(lo, 1);
     return a > b ? a : b;
+}
+
+/* Takes a tile's maxima and sums of nq (at most 4) queries into the running m, s; the factors [4] of what was there before
+ * and of what the tile adds. */
+static inline void merge_neon(size_t nq, const float m_tile[4], const float s_tile[4], float *m, float *s,
+                              float old_scale[4], float new_scale[4])
+{
+    float m_run[4] = {0}, s_run[4] = {0};
+    memcpy(m_run, m, nq * sizeof *m);
+    memcpy(s_run, s, nq * sizeof *s);
+    float32x4_t m_old = vld1q_f32(m_run), m_add = vld1q_f32(m_tile), m_new = max_neon(m_old, m_add);
+    float32x4_t a = exp_neon_nonpos(vsubq_f32(m_old, m_new)), w = exp_neon_nonpos(vsubq_f32(m_add, m_new));
+    vst1q_f32(m_run, m_new);
+    vst1q_f32(s_run, vfmaq_f32(vmulq_f32(vld1q_f32(s_run), a), vld1q_f32(s_tile), w));
+    vst1q_f32(old_scale, a);
+    vst1q_f32(new_scale, w);
+    memcpy(m, m_run, nq * sizeof *m);
+    memcpy(s, s_run, nq * sizeof *s);
 }
 
 #endif

@@ -15,6 +15,7 @@ float qw_ref_fold_max(float p[PARTIALS]);
 /* The larger one; the second where they compare equal or one is NaN (as the x86 instruction does). */
 float qw_ref_max(float a, float b);
 float qw_ref_exp(float x);
+/* The slot quantize_i16 (attn_ref.c), for levels that leave infinities and NaN to it. */
 float qw_ref_quantize_i16(const float *x, size_t n, float most, float norm_most, float norm2, int16_t *q);
 
 /* The value that stands for x where it is quantised: NaN is 0, infinities are the largest float. */

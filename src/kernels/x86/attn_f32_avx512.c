@@ -9,6 +9,7 @@
  * queries x 4 vectors in registers. No step mixes queries, so a block's size cannot change bits.
  * Pure functions over caller memory, any thread.
  */
+#include "kernels/attn_blocks.h"
 #include "kernels/kernels_private.h"
 #include "kernels/x86/float_avx512.h"
 
@@ -106,13 +107,9 @@ static void block_softmax(block *b, size_t nq, const uint32_t *n_keys)
 }
 
 /* b->o = weights times values; a query never meets a value beyond its own n_keys. */
-static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_keys)
+static void block_values(const tile *t, block *b, const attn_span *at, const uint32_t *n_keys)
 {
-    size_t whole = t->hd / LANES * LANES, common = QW_KV_TILE, most = 0;
-    for (size_t j = 0; j < nq; j++) {
-        if (n_keys[j] < common) common = n_keys[j];
-        if (n_keys[j] > most) most = n_keys[j];
-    }
+    size_t whole = t->hd / LANES * LANES, nq = at->n, common = at->common, most = at->most;
     const float *later = t->v + common * t->hd;
     product_lanes(nq, b->p[0], QW_KV_TILE, t->v, t->hd, common, b->o[0], QW_HEAD_DIM_MAX, false, whole);
     for (size_t j = 0; most > common && j < nq; j++)
@@ -133,19 +130,10 @@ static void block_values(const tile *t, block *b, size_t nq, const uint32_t *n_k
 /* Merges the tile's result into the running m, s [nq] and o [nq, hd]. */
 static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s, float *o)
 {
-    __mmask16 active = (__mmask16)((1u << nq) - 1);
-    __m512 m_old = _mm512_maskz_loadu_ps(active, m), m_tile = _mm512_maskz_loadu_ps(active, b->m);
-    __m512 m_new = _mm512_max_ps(m_old, m_tile);
-    __m512 a = exp512_nonpos(_mm512_sub_ps(m_old, m_new)), w = exp512_nonpos(_mm512_sub_ps(m_tile, m_new));
-    __m512 s_old = _mm512_maskz_loadu_ps(active, s), s_tile = _mm512_maskz_loadu_ps(active, b->s);
-    _mm512_mask_storeu_ps(m, active, m_new);
-    _mm512_mask_storeu_ps(s, active, _mm512_fmadd_ps(s_tile, w, _mm512_mul_ps(s_old, a)));
-
-    float old_scale[LANES], tile_scale[LANES];
-    _mm512_storeu_ps(old_scale, a);
-    _mm512_storeu_ps(tile_scale, w);
+    float old_scale[LANES], new_scale[LANES];
+    merge512(nq, b->m, b->s, m, s, old_scale, new_scale);
     for (size_t j = 0; j < nq; j++) {
-        __m512 aj = _mm512_set1_ps(old_scale[j]), wj = _mm512_set1_ps(tile_scale[j]);
+        __m512 aj = _mm512_set1_ps(old_scale[j]), wj = _mm512_set1_ps(new_scale[j]);
         float *oj = o + j * hd;
         for (size_t d = 0; d < hd; d += LANES) {
             __mmask16 in = (__mmask16)(hd - d >= LANES ? 0xffffu : (1u << (hd - d)) - 1);
@@ -155,41 +143,26 @@ static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s
     }
 }
 
-/* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(const tile *t, block *b, const float *q, size_t nq, const uint32_t *n_keys, float *m,
+/* One block, whose first query is at q, n_keys, m, s and o. */
+static void attn_block(const tile *t, block *b, const attn_span *at, const float *q, const uint32_t *n_keys, float *m,
                        float *s, float *o)
 {
-    size_t most = 0;
-    for (size_t j = 0; j < nq; j++)
-        if (n_keys[j] > most) most = n_keys[j];
-    size_t lanes = (most + LANES - 1) / LANES * LANES;
+    size_t nq = at->n, lanes = (at->most + LANES - 1) / LANES * LANES;
     product_lanes(nq, q, t->hd, t->k, QW_KV_TILE, t->hd, b->p[0], QW_KV_TILE, false, lanes);
     block_softmax(b, nq, n_keys);
-    block_values(t, b, nq, n_keys);
+    block_values(t, b, at, n_keys);
     block_merge(b, nq, t->hd, m, s, o);
-}
-
-/* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
-static void attn(const tile *t, const float *q, size_t n_q, const uint32_t *n_keys, float *m, float *s, float *o)
-{
-    block b;
-    for (size_t i = 0; i < n_q;) {
-        size_t run = 0;
-        while (i + run < n_q && n_keys[i + run] > 0) run++;
-        if (run == 0) i++;
-        for (size_t end = i + run; i < end;) {
-            size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, &b, q + i * t->hd, nq, n_keys + i, m + i, s + i, o + i * t->hd);
-            i += nq;
-        }
-    }
 }
 
 static void attn_f32(const float *k_tile, const float *v_tile, size_t hd, const float *q, size_t n_q,
                      const uint32_t *n_keys, float *m, float *s, float *o)
 {
     tile t = {k_tile, v_tile, hd};
-    attn(&t, q, n_q, n_keys, m, s, o);
+    block b;
+    for (attn_span at = {0}; attn_next_span(&at, n_keys, n_q, BLOCK_Q);) {
+        size_t i = at.first;
+        attn_block(&t, &b, &at, q + i * hd, n_keys + i, m + i, s + i, o + i * hd);
+    }
 }
 
 void qw_attn_f32_init_avx512(qw_kernels *t)

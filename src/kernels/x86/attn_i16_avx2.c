@@ -7,6 +7,7 @@
  */
 #include <string.h>
 
+#include "kernels/attn_blocks.h"
 #include "kernels/attn_layout.h"
 #include "kernels/kernels_private.h"
 #include "kernels/ref/float_ref.h"
@@ -21,16 +22,16 @@ enum {
 };
 
 /* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc]; next: like b, fetched at the pace of the work */
-typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i, int32_t *c,
-                        size_t ldc);
+typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,
+                        int32_t *c, size_t ldc);
 
 static inline __m256i load(const void *p)
 {
     return _mm256_loadu_si256((const __m256i *)p);
 }
 
-TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb,
-                         size_t n_i, int32_t *c, size_t ldc)
+TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b,
+                         const int32_t *next, size_t ldb, size_t n_i, int32_t *c, size_t ldc)
 {
     __m256i acc[BLOCK_Q][VECS];
     TILE_UNROLL
@@ -60,10 +61,10 @@ TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t ld
 }
 
 #define PRODUCT(NQ, NV)                                                                                             \
-    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,         \
-                                    int32_t *c, size_t ldc)                                                         \
+    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next,            \
+                                    size_t ldb, size_t n_i, int32_t *c, size_t ldc)                                 \
     {                                                                                                               \
-        product(NQ, NV, a, lda, b, next, ldb, n_i, c, ldc);                                                               \
+        product(NQ, NV, a, lda, b, next, ldb, n_i, c, ldc);                                                         \
     }
 PRODUCT(1, 2)
 PRODUCT(1, 8)
@@ -80,8 +81,8 @@ static product_fn *const products[BLOCK_Q][WIDTHS] = {
 };
 
 /* The product over n_lanes (a multiple of 16) lanes of b, in the widest pieces that fit. */
-static void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i, int32_t *c,
-                          size_t ldc, size_t n_lanes)
+static void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next,
+                          size_t ldb, size_t n_i, int32_t *c, size_t ldc, size_t n_lanes)
 {
     product_fn *const *fn = products[nq - 1];
     size_t width = WIDTHS - 1;
@@ -144,22 +145,10 @@ static void block_softmax(block *b, size_t nq, const float *dk, const float *dv,
 /* Merges the tile's result into the running m, s [nq] and o [nq, hd]. */
 static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s, float *o)
 {
-    float m_run[LANES] = {0}, s_run[LANES] = {0}, old_scale[LANES], new_scale[LANES];
-    memcpy(m_run, m, nq * sizeof *m);
-    memcpy(s_run, s, nq * sizeof *s);
-    __m256 m_old = _mm256_loadu_ps(m_run), m_tile = _mm256_loadu_ps(b->m);
-    __m256 m_new = _mm256_max_ps(m_old, m_tile);
-    __m256 a = exp256_nonpos(_mm256_sub_ps(m_old, m_new)), w = exp256_nonpos(_mm256_sub_ps(m_tile, m_new));
-    __m256 s_old = _mm256_mul_ps(_mm256_loadu_ps(s_run), a);
-    _mm256_storeu_ps(m_run, m_new);
-    _mm256_storeu_ps(s_run, _mm256_fmadd_ps(_mm256_loadu_ps(b->s), w, s_old));
-    _mm256_storeu_ps(old_scale, a);
-    _mm256_storeu_ps(new_scale, _mm256_mul_ps(w, _mm256_loadu_ps(b->d)));
-    memcpy(m, m_run, nq * sizeof *m);
-    memcpy(s, s_run, nq * sizeof *s);
-
+    float old_scale[LANES], new_scale[LANES];
+    merge256(nq, b->m, b->s, m, s, old_scale, new_scale);
     for (size_t j = 0; j < nq; j++) {
-        __m256 aj = _mm256_set1_ps(old_scale[j]), wj = _mm256_set1_ps(new_scale[j]);
+        __m256 aj = _mm256_set1_ps(old_scale[j]), wj = _mm256_set1_ps(new_scale[j] * b->d[j]);
         for (size_t d = 0; d < hd; d += LANES) {
             float *to = o + j * hd + d;
             __m256 sum = _mm256_cvtepi32_ps(load(b->o[j] + d));
@@ -168,25 +157,24 @@ static void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s
     }
 }
 
-/* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
-                       const uint32_t *n_keys, float *m, float *s, float *o)
+static inline const int32_t *pairs_at(const int16_t *p)
 {
-    size_t most = 0;
-    for (size_t j = 0; j < nq; j++)
-        if (n_keys[j] > most) most = n_keys[j];
-    size_t lanes = (most + 2 * LANES - 1) / (2 * LANES) * (2 * LANES);
-    product_lanes(nq, (const int32_t *)(const void *)q, hd / 2, (const int32_t *)(const void *)t.k,
-                  (const int32_t *)(const void *)next.k, QW_KV_TILE, hd / 2,
-                  b->score[0], QW_KV_TILE, lanes);
+    return (const int32_t *)(const void *)p;
+}
+
+/* One block, whose first query is at q, dq, n_keys, m, s and o. */
+static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const attn_span *at, const int16_t *q,
+                       const float *dq, const uint32_t *n_keys, float *m, float *s, float *o)
+{
+    size_t nq = at->n, lanes = (at->most + (2 * LANES) - 1) / (2 * LANES) * (2 * LANES), pairs = (at->most + 1) / 2;
+    product_lanes(nq, pairs_at(q), hd / 2, pairs_at(t.k), pairs_at(next.k), QW_KV_TILE, hd / 2, b->score[0], QW_KV_TILE,
+                  lanes);
     block_softmax(b, nq, t.dk, t.dv, dq, n_keys);
-    product_lanes(nq, (const int32_t *)(const void *)b->weight[0], QW_KV_TILE / 2, (const int32_t *)(const void *)t.v,
-                  (const int32_t *)(const void *)next.v, hd,
-                  (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
+    product_lanes(nq, pairs_at(b->weight[0]), QW_KV_TILE / 2, pairs_at(t.v), pairs_at(next.v), hd, pairs, b->o[0],
+                  QW_HEAD_DIM_MAX, hd);
     block_merge(b, nq, hd, m, s, o);
 }
 
-/* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
 static void attn_i16(const void *tile, const void *next_tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
                      const uint32_t *n_keys, float *m, float *s, float *o)
 {
@@ -194,16 +182,9 @@ static void attn_i16(const void *tile, const void *next_tile, size_t hd, const i
     qw_attn_tile next = qw_attn_tile_at((void *)(uintptr_t)(next_tile ? next_tile : tile), hd);
     block b;
     memset(&b, 0, sizeof b); /* lanes without a query or a key are loaded, though never used */
-    for (size_t i = 0; i < n_q;) {
-        size_t run = 0;
-        while (i + run < n_q && n_keys[i + run] > 0) run++;
-        if (run == 0) i++;
-        for (size_t end = i + run; i < end;) {
-            size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, next, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
-            i += nq;
-            next = t; /* once is enough */
-        }
+    for (attn_span at = {0}; attn_next_span(&at, n_keys, n_q, BLOCK_Q); next = t) { /* to fetch it once is enough */
+        size_t i = at.first;
+        attn_block(t, next, hd, &b, &at, q + i * hd, dq + i, n_keys + i, m + i, s + i, o + i * hd);
     }
 }
 

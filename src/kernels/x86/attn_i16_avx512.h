@@ -7,6 +7,7 @@
  */
 #include <string.h>
 
+#include "kernels/attn_blocks.h"
 #include "kernels/attn_layout.h"
 #include "kernels/kernels_private.h"
 #include "kernels/tile.h"
@@ -19,11 +20,11 @@ enum {
 };
 
 /* a [nq, lda], b [n_i, ldb] of pairs, c [nq, ldc]; next: like b, fetched at the pace of the work */
-typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i, int32_t *c,
-                        size_t ldc);
+typedef void product_fn(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,
+                        int32_t *c, size_t ldc);
 
-TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb,
-                         size_t n_i, int32_t *c, size_t ldc)
+TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t lda, const int32_t *b,
+                         const int32_t *next, size_t ldb, size_t n_i, int32_t *c, size_t ldc)
 {
     __m512i acc[BLOCK_Q][VECS];
     TILE_UNROLL
@@ -53,10 +54,10 @@ TILE_INLINE void product(const int nq, const int nv, const int32_t *a, size_t ld
 }
 
 #define PRODUCT(NQ, NV)                                                                                             \
-    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,         \
-                                    int32_t *c, size_t ldc)                                                         \
+    static void product_##NQ##x##NV(const int32_t *a, size_t lda, const int32_t *b, const int32_t *next,            \
+                                    size_t ldb, size_t n_i, int32_t *c, size_t ldc)                                 \
     {                                                                                                               \
-        product(NQ, NV, a, lda, b, next, ldb, n_i, c, ldc);                                                               \
+        product(NQ, NV, a, lda, b, next, ldb, n_i, c, ldc);                                                         \
     }
 #define PRODUCTS_OF(NQ) PRODUCT(NQ, 1) PRODUCT(NQ, 2) PRODUCT(NQ, 3) PRODUCT(NQ, 4)
 PRODUCTS_OF(1)
@@ -70,8 +71,8 @@ PRODUCTS_OF(6)
 static product_fn *const products[BLOCK_Q][VECS] = {ROW(1), ROW(2), ROW(3), ROW(4), ROW(5), ROW(6)};
 
 /* The product over n_lanes (a multiple of 16) lanes of b. */
-TILE_INLINE void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next, size_t ldb, size_t n_i,
-                               int32_t *c, size_t ldc, size_t n_lanes)
+TILE_INLINE void product_lanes(size_t nq, const int32_t *a, size_t lda, const int32_t *b, const int32_t *next,
+                               size_t ldb, size_t n_i, int32_t *c, size_t ldc, size_t n_lanes)
 {
     for (size_t at = 0; at < n_lanes; at += VECS * LANES) {
         size_t n = (n_lanes - at) / LANES;
@@ -133,19 +134,10 @@ TILE_INLINE void block_softmax(block *b, size_t nq, const float *dk, const float
 /* Merges the tile's result into the running m, s [nq] and o [nq, hd]. */
 TILE_INLINE void block_merge(const block *b, size_t nq, size_t hd, float *m, float *s, float *o)
 {
-    __mmask16 active = (__mmask16)((1u << nq) - 1);
-    __m512 m_old = _mm512_maskz_loadu_ps(active, m), m_tile = _mm512_maskz_load_ps(active, b->m);
-    __m512 m_new = _mm512_max_ps(m_old, m_tile);
-    __m512 a = exp512_nonpos(_mm512_sub_ps(m_old, m_new)), w = exp512_nonpos(_mm512_sub_ps(m_tile, m_new));
-    __m512 s_old = _mm512_maskz_loadu_ps(active, s), s_tile = _mm512_maskz_load_ps(active, b->s);
-    _mm512_mask_storeu_ps(m, active, m_new);
-    _mm512_mask_storeu_ps(s, active, _mm512_fmadd_ps(s_tile, w, _mm512_mul_ps(s_old, a)));
-
-    _Alignas(64) float old_scale[LANES], new_scale[LANES];
-    _mm512_store_ps(old_scale, a);
-    _mm512_store_ps(new_scale, _mm512_mul_ps(w, _mm512_maskz_load_ps(active, b->d)));
+    float old_scale[LANES], new_scale[LANES];
+    merge512(nq, b->m, b->s, m, s, old_scale, new_scale);
     for (size_t j = 0; j < nq; j++) {
-        __m512 aj = _mm512_set1_ps(old_scale[j]), wj = _mm512_set1_ps(new_scale[j]);
+        __m512 aj = _mm512_set1_ps(old_scale[j]), wj = _mm512_set1_ps(new_scale[j] * b->d[j]);
         for (size_t d = 0; d < hd; d += LANES) {
             float *to = o + j * hd + d;
             __m512 sum = _mm512_cvtepi32_ps(_mm512_load_si512(b->o[j] + d));
@@ -154,25 +146,24 @@ TILE_INLINE void block_merge(const block *b, size_t nq, size_t hd, float *m, flo
     }
 }
 
-/* One block: nq queries (1..BLOCK_Q), each with at least one key. */
-static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const int16_t *q, const float *dq, size_t nq,
-                       const uint32_t *n_keys, float *m, float *s, float *o)
+static inline const int32_t *pairs_at(const int16_t *p)
 {
-    size_t most = 0;
-    for (size_t j = 0; j < nq; j++)
-        if (n_keys[j] > most) most = n_keys[j];
-    size_t lanes = (most + LANES - 1) / LANES * LANES;
-    product_lanes(nq, (const int32_t *)(const void *)q, hd / 2, (const int32_t *)(const void *)t.k,
-                  (const int32_t *)(const void *)next.k, QW_KV_TILE, hd / 2,
-                  b->score[0], QW_KV_TILE, lanes);
+    return (const int32_t *)(const void *)p;
+}
+
+/* One block, whose first query is at q, dq, n_keys, m, s and o. */
+static void attn_block(qw_attn_tile t, qw_attn_tile next, size_t hd, block *b, const attn_span *at, const int16_t *q,
+                       const float *dq, const uint32_t *n_keys, float *m, float *s, float *o)
+{
+    size_t nq = at->n, lanes = (at->most + LANES - 1) / LANES * LANES, pairs = (at->most + 1) / 2;
+    product_lanes(nq, pairs_at(q), hd / 2, pairs_at(t.k), pairs_at(next.k), QW_KV_TILE, hd / 2, b->score[0], QW_KV_TILE,
+                  lanes);
     block_softmax(b, nq, t.dk, t.dv, dq, n_keys);
-    product_lanes(nq, (const int32_t *)(const void *)b->weight[0], QW_KV_TILE / 2, (const int32_t *)(const void *)t.v,
-                  (const int32_t *)(const void *)next.v, hd,
-                  (most + 1) / 2, b->o[0], QW_HEAD_DIM_MAX, hd);
+    product_lanes(nq, pairs_at(b->weight[0]), QW_KV_TILE / 2, pairs_at(t.v), pairs_at(next.v), hd, pairs, b->o[0],
+                  QW_HEAD_DIM_MAX, hd);
     block_merge(b, nq, hd, m, s, o);
 }
 
-/* Queries without a key are skipped; runs of others are cut into blocks of nearly equal size. */
 static void attn_i16(const void *tile, const void *next_tile, size_t hd, const int16_t *q, const float *dq, size_t n_q,
                      const uint32_t *n_keys, float *m, float *s, float *o)
 {
@@ -180,15 +171,8 @@ static void attn_i16(const void *tile, const void *next_tile, size_t hd, const i
     qw_attn_tile next = qw_attn_tile_at((void *)(uintptr_t)(next_tile ? next_tile : tile), hd);
     block b;
     memset(b.score, 0, sizeof b.score); /* lanes that nobody sees are converted, though never used */
-    for (size_t i = 0; i < n_q;) {
-        size_t run = 0;
-        while (i + run < n_q && n_keys[i + run] > 0) run++;
-        if (run == 0) i++;
-        for (size_t end = i + run; i < end;) {
-            size_t n_blocks = (end - i + BLOCK_Q - 1) / BLOCK_Q, nq = (end - i + n_blocks - 1) / n_blocks;
-            attn_block(t, next, hd, &b, q + i * hd, dq + i, nq, n_keys + i, m + i, s + i, o + i * hd);
-            i += nq;
-            next = t; /* once is enough */
-        }
+    for (attn_span at = {0}; attn_next_span(&at, n_keys, n_q, BLOCK_Q); next = t) { /* to fetch it once is enough */
+        size_t i = at.first;
+        attn_block(t, next, hd, &b, &at, q + i * hd, dq + i, n_keys + i, m + i, s + i, o + i * hd);
     }
 }

@@ -6,6 +6,7 @@
 
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "kernels/exp_const.h"
 #include "kernels/kernels.h"
@@ -56,6 +57,24 @@ static inline float fold256_max(const __m256 p[8])
     __m128 x = _mm_max_ps(_mm256_castps256_ps128(y), _mm256_extractf128_ps(y, 1));
     x = _mm_max_ps(x, _mm_movehl_ps(x, x));
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
+}
+
+/* Takes a tile's maxima and sums of nq (at most 8) queries into the running m, s; the factors [8] of what was there before
+ * and of what the tile adds. */
+static inline void merge256(size_t nq, const float m_tile[8], const float s_tile[8], float *m, float *s,
+                            float old_scale[8], float new_scale[8])
+{
+    float m_run[8] = {0}, s_run[8] = {0};
+    memcpy(m_run, m, nq * sizeof *m);
+    memcpy(s_run, s, nq * sizeof *s);
+    __m256 m_old = _mm256_loadu_ps(m_run), m_add = _mm256_loadu_ps(m_tile), m_new = _mm256_max_ps(m_old, m_add);
+    __m256 a = exp256_nonpos(_mm256_sub_ps(m_old, m_new)), w = exp256_nonpos(_mm256_sub_ps(m_add, m_new));
+    _mm256_storeu_ps(m_run, m_new);
+    _mm256_storeu_ps(s_run, _mm256_fmadd_ps(_mm256_loadu_ps(s_tile), w, _mm256_mul_ps(_mm256_loadu_ps(s_run), a)));
+    _mm256_storeu_ps(old_scale, a);
+    _mm256_storeu_ps(new_scale, w);
+    memcpy(m, m_run, nq * sizeof *m);
+    memcpy(s, s_run, nq * sizeof *s);
 }
 
 #endif

@@ -51,4 +51,20 @@ static inline float fold512_max(__m512 p0, __m512 p1, __m512 p2, __m512 p3)
     return _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)));
 }
 
+/* Takes a tile's maxima and sums of nq (at most 16) queries into the running m, s; the factors [16] of what was there before
+ * and of what the tile adds. */
+static inline void merge512(size_t nq, const float m_tile[16], const float s_tile[16], float *m, float *s,
+                            float old_scale[16], float new_scale[16])
+{
+    __mmask16 active = (__mmask16)((1u << nq) - 1);
+    __m512 m_old = _mm512_maskz_loadu_ps(active, m), m_add = _mm512_maskz_loadu_ps(active, m_tile);
+    __m512 m_new = _mm512_max_ps(m_old, m_add);
+    __m512 a = exp512_nonpos(_mm512_sub_ps(m_old, m_new)), w = exp512_nonpos(_mm512_sub_ps(m_add, m_new));
+    __m512 s_old = _mm512_maskz_loadu_ps(active, s), s_add = _mm512_maskz_loadu_ps(active, s_tile);
+    _mm512_mask_storeu_ps(m, active, m_new);
+    _mm512_mask_storeu_ps(s, active, _mm512_fmadd_ps(s_add, w, _mm512_mul_ps(s_old, a)));
+    _mm512_storeu_ps(old_scale, a);
+    _mm512_storeu_ps(new_scale, w);
+}
+
 #endif

@@ -216,7 +216,7 @@ TILE_INLINE void tile_32(qw_pack form, int N, const uint8_t *group, tile_part pa
 /* ---- blocks of 256 ------------------------------------------------------------------------------ */
 
 /* total[n] += first[n] * (low half of scales) + second[n] * (high half), 16-bit scales. narrow: the sums fit 16 bits, and
- * one multiplication does for both, with half the instructions for the multipliers' pipes of any other way. */
+ * one multiplication does for both: on the multipliers' pipes half a slot for each, where any other way takes one. */
 TILE_INLINE void add_pair(bool narrow, int N, __m512i *total, const __m512i *first, const __m512i *second, __m512i scales)
 {
     TILE_UNROLL
@@ -322,7 +322,8 @@ TILE_INLINE const uint8_t *dot_kq(quant_kind kind, bool narrow, int N, __m512i *
     for (int n = 0; n < N; n++) total[n] = none;
     TILE_ROLLED
     for (size_t s = 0; s < QW_SUBS; s = opaque(s + (s % 2 ? 3 : 1))) { /* 0, 1, 4, 5 */
-        __m512i first[N_MAX], second[N_MAX], scales = load(head->scales[0] + s / 4 * QW_LINE + s % 4);
+        __m512i first[N_MAX], second[N_MAX];
+        __m512i scales = load((const uint8_t *)head->scales + s / 4 * QW_LINE + s % 4); /* that of s in byte 0 of a lane */
         const int8_t *a[N_MAX], *later[N_MAX];
         ahead = tile_prefetch(ahead, 2 * sub_bytes);
         TILE_UNROLL

@@ -106,7 +106,8 @@ typedef void qw_attn_f32_fn(const float *k_tile, const float *v_tile, size_t hd,
                             const uint32_t *n_keys, float *m, float *s, float *o);
 
 /* The same in integers (attn_layout.h):
- *   tile: QW_KV_TILE positions, 64-byte aligned; next: the tile after it, which is fetched meanwhile, or NULL; hd: a multiple of QW_ATTN_UNIT, elements beyond the head's are zero
+ *   tile: QW_KV_TILE positions, 64-byte aligned; next: the tile after it, which is fetched meanwhile, or NULL
+ *   hd: a multiple of QW_ATTN_UNIT, elements beyond the head's are zero
  *   q [n_q, hd] with a norm of at most QW_ATTN_NORM_MOST, dq [n_q]: their scale times 1/sqrt(head_dim)
  *   o [n_q, hd]
  * Both products are sums of integers and exact; the steps between them are those of ref/attn_ref.c. */

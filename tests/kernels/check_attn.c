@@ -141,8 +141,8 @@ static void run_tile(const qw_kernels *t, const problem *p, state *st, size_t ti
     const uint32_t *n_keys = p->n_keys[tile] + from;
     float *m = (float *)st->m.data + from, *s = (float *)st->s.data + from, *o = (float *)st->o.data + from * p->hd;
     if (p->ints)
-        t->attn_i16(p->tile[tile].data, tile + 1 < TILES ? p->tile[tile + 1].data : NULL, p->hd, (const int16_t *)p->iq.data + from * p->hd,
-                    (const float *)p->dq.data + from, n, n_keys, m, s, o);
+        t->attn_i16(p->tile[tile].data, tile + 1 < TILES ? p->tile[tile + 1].data : NULL, p->hd,
+                    (const int16_t *)p->iq.data + from * p->hd, (const float *)p->dq.data + from, n, n_keys, m, s, o);
     else
         t->attn_f32(p->k[tile].data, p->v[tile].data, p->hd, (const float *)p->q.data + from * p->hd, n, n_keys, m, s, o);
 }

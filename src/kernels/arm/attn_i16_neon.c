@@ -24,8 +24,8 @@ enum {
 typedef void product_fn(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i,
                         int32_t *c, size_t ldc);
 
-TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
-                         size_t ldc)
+TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb,
+                         size_t n_i, int32_t *c, size_t ldc)
 {
     int32x4_t acc[BLOCK_Q][4];
     TILE_UNROLL
@@ -56,10 +56,10 @@ TILE_INLINE void product(const int nq, const int16_t *a, size_t lda, const int16
 }
 
 #define PRODUCT(NQ)                                                                                             \
-    static void product_##NQ(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c, \
-                             size_t ldc)                                                                        \
+    static void product_##NQ(const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb,   \
+                             size_t n_i, int32_t *c, size_t ldc)                                                \
     {                                                                                                           \
-        product(NQ, a, lda, b, next, ldb, n_i, c, ldc);                                                               \
+        product(NQ, a, lda, b, next, ldb, n_i, c, ldc);                                                         \
     }
 PRODUCT(1)
 PRODUCT(2)
@@ -68,8 +68,8 @@ PRODUCT(4)
 static product_fn *const products[BLOCK_Q] = {product_1, product_2, product_3, product_4};
 
 /* The product over n_lanes (a multiple of 16) lanes of b. */
-static void product_lanes(size_t nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb, size_t n_i, int32_t *c,
-                          size_t ldc, size_t n_lanes)
+static void product_lanes(size_t nq, const int16_t *a, size_t lda, const int16_t *b, const int16_t *next, size_t ldb,
+                          size_t n_i, int32_t *c, size_t ldc, size_t n_lanes)
 {
     for (size_t at = 0; at < n_lanes; at += WIDE) products[nq - 1](a, lda, b + 2 * at, next + 2 * at, ldb, n_i, c + at, ldc);
 }

@@ -7,7 +7,8 @@ virtual machine change within minutes; the sample's share of its limit uses the 
 What a test reads and multiplies at least comes from the sizes in the model file, which `qw bench --json` reports:
 weights as stored, each matrix once for a step; keys and values as stored, for the mean depth of the run; the products
 of all matrices, but of the head and what only it needs just for the rows whose logits the test asks for. Attention's
-products are not counted. The limit of a test is the slower of its reading and its products.
+products are not counted. The limit of a test is the slower of its reading and its products. qw's decode of one stream
+is compared with plain reading more closely: step by step in its own process (`qw bench --read`).
 """
 
 import argparse
@@ -206,6 +207,7 @@ class Qw:
     def __init__(self, path, model, threads):
         self.name, self.path, self.model, self.threads = "qw", path, model, threads
         self.work = None  # of the model, known after the first sample
+        self.reading = None  # of the last sample: (GB/s of plain reading between its steps, the share they reach)
 
     def can(self, test):
         return True
@@ -213,11 +215,14 @@ class Qw:
     def sample(self, test):
         """Tokens per second of one process."""
         n = ["-p", str(test["n"]), "-n", "0"] if test["test"] == "prefill" else ["-p", "0", "-n", str(test["n"])]
+        if test["test"] == "decode" and test["streams"] == 1:
+            n.append("--read")
         got = run_json([*self.path.split(), "bench", "-m", self.model, *n, "-d", str(test["depth"]), "-s",
                         str(test["streams"]), "-r", "1", "-t", str(self.threads), "--json"])
         if not isinstance(got, dict) or got.get("test") != test["test"] or not got.get("tokens_per_s"):
             return None
         self.work = {key: got[key] for key in WORK}
+        self.reading = (got["read_gb_per_s"], got["read_share"]) if "read_share" in got else None
         return float(got["tokens_per_s"])
 
     def start_command(self):
@@ -370,6 +375,8 @@ def take(test, engine, settle_seconds, limits):
             got["read_gb_per_s"] = round((before[0] + after[0]) / 2, 2)
             got["gmac_per_s"] = round((before[1] + after[1]) / 2, 2) if before[1] and after[1] else None
             read_moved = max(before[0], after[0]) > 1.125 * min(before[0], after[0])
+            if getattr(engine, "reading", None):
+                got["read_gb_per_s"], got["read_share"] = engine.reading
         took = time.monotonic() - begin
         got["others"] = round(max(0.0, (busy_seconds() - busy - (own_seconds() - own)) / took), 3)
         if got["others"] < 0.1 and not read_moved:
@@ -409,6 +416,8 @@ def row(test, engine, samples):
     if "read_gb_per_s" in samples[0]:
         found["read_gb_per_s"] = [one["read_gb_per_s"] for one in samples]
         found["gmac_per_s"] = [one["gmac_per_s"] for one in samples]
+    if all("read_share" in one for one in samples):
+        found["read_shares"] = [one["read_share"] for one in samples]
     return found
 
 
@@ -419,6 +428,8 @@ def add_shares(rows, work):
             continue
         test = dict(found, test=found["kind"])
         limits = [limit(test, work, *pair) for pair in zip(found["read_gb_per_s"], found["gmac_per_s"])]
+        if "read_shares" in found:
+            limits = [(value / share, "read") for value, share in zip(found["values"], found["read_shares"])]
         found["limits"] = [round(rate, 3) for rate, _ in limits]
         found["bound"] = statistics.mode(kind for _, kind in limits)
         found["shares"] = [round(value / rate, 4) for value, (rate, _) in zip(found["values"], limits)]

@@ -2,7 +2,8 @@
  *
  * A prefill test computes -p tokens and the logits of the last, a decode test -n tokens one after the other with
  * the logits of each, for -s sequences side by side; both at a depth of -d tokens already in the context. Tokens
- * are pseudo-random but fixed: speed does not depend on them. A short warm-up, then -r timed runs. Main thread.
+ * are pseudo-random but fixed: speed does not depend on them. A short warm-up, then -r timed runs. With --read the
+ * weights are also read plainly after each decode step, which does not count. Main thread.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,6 +13,7 @@
 #include "cli/cli.h"
 #include "tools/compute.h"
 #include "tools/profile_report.h"
+#include "tools/reading.h"
 
 enum { STREAMS_MAX = 64, RUNS_MAX = 1000 };
 
@@ -28,6 +30,8 @@ typedef struct work {
 typedef struct bench {
     qw_compute c;
     qw_backend *profile; /* owns; NULL: not asked for */
+    qw_reading *reading; /* owns; NULL: not asked for */
+    int64_t reading_us;  /* of the run so far */
     work work;
     qw_seq *seqs[STREAMS_MAX];
     size_t n_streams;
@@ -64,7 +68,7 @@ typedef struct bench_kind {
 } bench_kind;
 
 static void report_json(const bench *b, const bench_kind *kind, int64_t n, int64_t depth, double middle,
-                        const qw_profile_span *span)
+                        const qw_reading_result *read, const qw_profile_span *span)
 {
     printf("{\"test\":\"%s\",\"n\":%lld,\"depth\":%lld,\"streams\":%zu,\"threads\":%d,\"tokens_per_s\":%.3f,"
            "\"samples\":[",
@@ -73,6 +77,10 @@ static void report_json(const bench *b, const bench_kind *kind, int64_t n, int64
     printf("],\"weight_bytes\":%zu,\"kv_token_bytes\":%zu,\"layer_macs\":%zu,\"silent_macs\":%zu,"
            "\"head_macs\":%zu",
            b->work.weight_bytes, b->work.kv_token_bytes, b->work.layer_macs, b->work.silent_macs, b->work.head_macs);
+    if (read->share > 0) {
+        printf(",\"read_gb_per_s\":%.3f,\"read_share\":%.4f,\"read_how\":\"%s\"", read->gb_per_s, read->share,
+               read->how);
+    }
     if (b->profile) {
         printf(",\"profile\":");
         qw_profile_print_json(span);
@@ -85,11 +93,16 @@ static void report(const bench *b, const bench_kind *kind, int64_t n, int64_t de
     double middle = median(b->samples, b->n_runs);
     double n_units = (double)b->n_runs * (kind->per_token ? (double)n : (double)b->n_streams);
     qw_profile_span span = {.profile = b->profile, .n_units = n_units, .seconds = seconds};
+    qw_reading_result read = b->reading ? qw_reading_take(b->reading) : (qw_reading_result){0};
     if (b->json) {
-        report_json(b, kind, n, depth, middle, &span);
+        report_json(b, kind, n, depth, middle, &read, &span);
     } else {
         printf("%-8s %6lld tokens  depth %6lld  streams %2zu  threads %2d  %10.2f tokens/s\n", kind->name, (long long)n,
                (long long)depth, b->n_streams, b->c.rt.n_threads, middle);
+        if (read.share > 0) {
+            printf("  plain reading of the weights, turn by turn: %.1f GB/s (%s); the steps reach %.0f%% of it\n",
+                   read.gb_per_s, read.how, 100 * read.share);
+        }
         if (b->profile) qw_profile_print(&span, kind->unit);
     }
     fflush(stdout);
@@ -119,6 +132,8 @@ static qw_status run_decode(bench *b, int64_t n, qw_err *err)
 {
     qw_row rows[STREAMS_MAX];
     for (int64_t i = 0; i < n; i++) {
+        int64_t start = qw_clock_us();
+        size_t kv_bytes = b->work.kv_token_bytes * b->n_streams * (b->seqs[0]->n_tokens + 1);
         for (size_t s = 0; s < b->n_streams; s++) {
             qw_seq *seq = b->seqs[s];
             QW_TRY(qw_seq_reserve(seq, seq->n_tokens + 1, err));
@@ -127,6 +142,7 @@ static qw_status run_decode(bench *b, int64_t n, qw_err *err)
         qw_forward(b->c.rt.pass, rows, b->n_streams);
         QW_TRY(last_logits(b, b->n_streams, b->n_streams, err));
         for (size_t s = 0; s < b->n_streams; s++) qw_seq_advance(b->seqs[s], &rows[s].token, 1);
+        if (b->reading) b->reading_us += qw_reading_pair(b->reading, qw_clock_us() - start, kv_bytes);
     }
     return QW_OK;
 }
@@ -153,10 +169,12 @@ static qw_status run_test(bench *b, const bench_kind *kind, int64_t n, int64_t d
     QW_TRY(kind->run(b, n < kind->warm_up_max ? n : kind->warm_up_max, err));
     QW_TRY(rewind_to(b, depth, err));
     if (b->profile) qw_profile_clear(b->profile);
+    if (b->reading) qw_reading_take(b->reading);
     for (size_t r = 0; r < b->n_runs; r++) {
         int64_t start = qw_clock_us();
+        b->reading_us = 0;
         QW_TRY(kind->run(b, n, err));
-        double seconds = (double)(qw_clock_us() - start) / 1e6;
+        double seconds = (double)(qw_clock_us() - start - b->reading_us) / 1e6;
         b->samples[r] = (double)n * (double)b->n_streams / seconds;
         total += seconds;
         QW_TRY(rewind_to(b, depth, err));
@@ -223,7 +241,7 @@ static qw_status start_profile(bench *b, qw_err *err)
 /* What the options ask for. */
 typedef struct bench_options {
     size_t n_runs;
-    bool json, profile;
+    bool json, profile, read;
 } bench_options;
 
 static qw_status bench_run(qw_compute_options *o, const bench_lists *l, const bench_options *wanted, qw_err *err)
@@ -239,6 +257,7 @@ static qw_status bench_run(qw_compute_options *o, const bench_lists *l, const be
     QW_TRY(qw_compute_open(o, &b.c, err));
     b.work = work_of(b.c.net, &b.c.rt.pass->kv);
     if (wanted->profile) QW_TRY_GOTO(start_profile(&b, err));
+    if (wanted->read) QW_TRY_GOTO(qw_reading_create(b.c.net, b.c.rt.n_threads, &b.reading, err));
     QW_TRY_GOTO(qw_alloc(&b.tokens, n_tokens, sizeof *b.tokens, "tokens", err));
     QW_TRY_GOTO(qw_alloc(&b.samples, b.n_runs, sizeof *b.samples, "samples", err));
     QW_TRY_GOTO(qw_alloc(&b.logits, n_streams * b.c.net->hp.n_vocab, sizeof *b.logits, "logits", err));
@@ -253,6 +272,7 @@ fail:
     free(b.tokens);
     free(b.samples);
     free(b.logits);
+    qw_reading_destroy(b.reading);
     if (b.profile) b.profile->ops->destroy(b.profile);
     qw_compute_close(&b.c);
     return status;
@@ -284,6 +304,7 @@ int qw_cmd_bench(int argc, char **argv)
          STREAMS_MAX},
         {'r', "repeat", QW_CLI_INT, &n_runs, "N", "timed runs of each test; the median counts (5)", 1, RUNS_MAX},
         {0, "profile", QW_CLI_FLAG, &wanted.profile, NULL, "also say where the time goes, by operation", 0, 0},
+        {0, "read", QW_CLI_FLAG, &wanted.read, NULL, "also read the weights after each decode step, and compare", 0, 0},
         {0, "json", QW_CLI_FLAG, &wanted.json, NULL, "one JSON line a test", 0, 0},
     };
     const qw_cli_spec spec = {

@@ -18,16 +18,29 @@
 #include "kernels/blocks.h"
 #include "kernels/kernels.h"
 
-/* A weight matrix [rows, k]. `packed` is set by qw_weights (model/) when a packed form exists. */
+/* A weight matrix [rows, k], or a stack of such matrices: one for each expert. `packed` is set by qw_weights (model/) when
+ * a packed form exists. */
 typedef struct qw_weight {
     const char *name;
     qw_type type;
     size_t rows, k;
+    size_t n_stacked;    /* 1: a matrix */
     const uint8_t *data; /* blocks as the file has them; borrows from the mapping */
     size_t row_bytes;
+    size_t stack_bytes;  /* of data, from one matrix to the next */
     qw_pack pack;        /* form of `packed`, or QW_PACK_NONE: computed on dequantised rows */
-    const void *packed;  /* [ceil(rows / 16)] groups of qw_pack_group_bytes(); borrows */
+    const void *packed;  /* [n_stacked][ceil(rows / 16)] groups of qw_pack_group_bytes(); borrows */
 } qw_weight;
+
+/* Groups of 16 rows of one matrix. */
+static inline size_t qw_weight_groups(const qw_weight *w)
+{
+    return (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS;
+}
+static inline const uint8_t *qw_weight_row(const qw_weight *w, size_t stacked, size_t row)
+{
+    return w->data + stacked * w->stack_bytes + row * w->row_bytes;
+}
 
 /* One product of a group that shares its input: out[r, :] = W x[r, :] + bias, or out[r, :] += W x[r, :]. */
 typedef struct qw_linear {
@@ -46,11 +59,68 @@ typedef struct qw_swiglu {
     float *gate_out, *up_out;
 } qw_swiglu;
 
-/* Where one row of a batch stands in its sequence's keys and values. */
+/* A feed-forward block of experts: x[r] += the sum over the chosen experts e of weight[r, e] * SwiGLU_e(n[r]), then the
+ * shared expert's. Weights are the softmax over all experts, of the n_used largest (the lower number first where two are
+ * equal), divided by their sum when renormalise says so. Experts are added in the order of their numbers. */
+typedef struct qw_moe {
+    const qw_weight *router;             /* [n_experts, hidden] */
+    const qw_weight *gate, *up, *down;   /* stacks of n_experts: [ffn, hidden] twice, [hidden, ffn] */
+    size_t n_experts, n_used;
+    bool renormalise;
+    const qw_weight *shared_gate, *shared_up, *shared_down; /* one expert that is always used; NULL: none */
+    const qw_weight *shared_scale;       /* [1, hidden]: its weight is the sigmoid of this product; NULL: 1 */
+    float *gate_out, *up_out;            /* [n_rows, ffn of the shared expert]: scratch that a device may use */
+} qw_moe;
+
+/* Where one row of a batch stands in its sequence's state. */
 typedef struct qw_kv_row {
     uint8_t *const *pages; /* page of position p: pages[p / QW_KV_TILE] */
+    uint8_t *recurrent;    /* the sequence's recurrent state, or NULL */
     uint32_t pos;
 } qw_kv_row;
+
+/* Heads within rows: head h of row r begins at x + r * ld + h * stride. */
+typedef struct qw_heads {
+    float *x;
+    size_t ld, stride;
+    uint32_t n, dim;
+} qw_heads;
+
+/* A gated delta-net layer: convolution over time, gated delta rule, gated norm. Its state in a sequence, at `offset` of
+ * the recurrent state: the last n_taps - 1 inputs of the convolution [n_taps - 1, channels], oldest first, then S as
+ * [n_v_heads][v_dim / QW_DELTA_LANES][k_dim][QW_DELTA_LANES], all float32 and zero at the start. */
+typedef struct qw_delta {
+    uint32_t n_k_heads, n_v_heads, k_dim, v_dim, n_taps;
+    bool tiled;         /* value head j reads key head j % n_k_heads; otherwise j / (n_v_heads / n_k_heads) */
+    bool sigmoid_gate;  /* the output gate; otherwise silu */
+    float eps;          /* of the norm */
+    const float *conv;  /* [n_taps, channels], channels: q, k (n_k_heads * k_dim each), v (n_v_heads * v_dim) */
+    const float *a;     /* [n_v_heads]: -exp(A_log) */
+    const float *dt;    /* [n_v_heads] */
+    const float *norm;  /* [v_dim] */
+    size_t offset;
+} qw_delta;
+
+static inline size_t qw_delta_channels(const qw_delta *d)
+{
+    return 2 * (size_t)d->n_k_heads * d->k_dim + (size_t)d->n_v_heads * d->v_dim;
+}
+/* Bytes of a layer's state in a sequence: a multiple of 64. */
+static inline size_t qw_delta_state_bytes(const qw_delta *d)
+{
+    size_t n = (d->n_taps - 1) * qw_delta_channels(d) + (size_t)d->n_v_heads * d->k_dim * d->v_dim;
+    return (n * sizeof(float) + 63) / 64 * 64;
+}
+
+/* Inputs of a delta-net layer for the rows of a batch: products of its projections. */
+typedef struct qw_delta_in {
+    const float *qkv;   /* [n_rows, channels]: q heads, k heads, v heads */
+    const float *z;     /* [n_rows, n_v_heads * v_dim]: the output gate */
+    const float *beta, *alpha; /* [n_rows, n_v_heads] with ld_gates; value head j of key head i at i * per_k_head + j */
+    size_t ld_gates, per_k_head; /* per_k_head 0: at the value head's own number */
+    float *mixed;       /* [n_rows, channels]: scratch that a device may use */
+    float *decays;      /* [n_rows, 2 * n_v_heads]: the same */
+} qw_delta_in;
 
 typedef enum qw_kv_type {
     QW_KV_I16 = 0, /* 16-bit integers, a scale for each position and head: kernels/attn_layout.h */
@@ -61,7 +131,8 @@ typedef enum qw_kv_type {
  * [head_dim][QW_KV_TILE], then values [QW_KV_TILE][head_dim]; the integer tile is the kernels' affair. */
 typedef struct qw_kv_shape {
     qw_kv_type type;
-    uint32_t n_layers, n_heads, n_kv_heads, head_dim;
+    uint32_t n_layers; /* with keys and values */
+    uint32_t n_heads, n_kv_heads, head_dim;
 } qw_kv_shape;
 
 /* Bytes of one head's tile, keys and values. */
@@ -98,18 +169,24 @@ typedef struct qw_backend_ops {
     /* x[r] += Wdown (silu(Wgate n[r]) * Wup n[r]); n [n_rows, ld_n], x [n_rows, ld_x]. */
     void (*swiglu)(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_swiglu *w, float *x,
                    size_t ld_x);
+    /* x[r] += the experts' results; n [n_rows, ld_n], x [n_rows, ld_x]. */
+    void (*moe)(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_moe *w, float *x, size_t ld_x);
     /* gate[r] = silu(gate[r]) * up[r]. */
     void (*silu_mul)(qw_backend *be, float *gate, const float *up, size_t n_rows, size_t k, size_t ld);
-    /* Rotates n_heads heads of head_dim in each row in place; cos, sin [n_rows, head_dim / 2]. */
-    void (*rope)(qw_backend *be, float *x, size_t n_rows, size_t ld, uint32_t n_heads, uint32_t head_dim,
-                 const float *cos, const float *sin);
+    /* x[r, h * dim + i] *= sigmoid(gate head h of row r [i]). */
+    void (*sigmoid_gate)(qw_backend *be, float *x, size_t ld, size_t n_rows, qw_heads gate);
+    /* Rotates the first n_rot elements of each head in place; cos, sin [n_rows, n_rot / 2]. */
+    void (*rope)(qw_backend *be, qw_heads x, size_t n_rows, uint32_t n_rot, const float *cos, const float *sin);
     /* Writes k, v [n_rows, n_kv_heads * head_dim] into the pages, in the stored type. */
     void (*kv_store)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows, size_t n_rows,
                      const float *k, const float *v, size_t ld);
-    /* Causal attention of q [n_rows, n_heads * head_dim] over positions 0..pos of each row's sequence, which
-     * kv_store has filled. out may be q. */
+    /* Causal attention of q over positions 0..pos of each row's sequence, which kv_store has filled; out
+     * [n_rows, n_heads * head_dim] with ld_out, may be q where that is dense. */
     void (*attention)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows,
-                      size_t n_rows, const float *q, float *out, size_t ld);
+                      size_t n_rows, qw_heads q, float *out, size_t ld_out);
+    /* Gated delta-net: reads and advances the state of each row's sequence; out [n_rows, n_v_heads * v_dim]. */
+    void (*delta_net)(qw_backend *be, const qw_delta *d, const qw_kv_row *rows, size_t n_rows, const qw_delta_in *in,
+                      float *out);
 } qw_backend_ops;
 
 struct qw_backend {
@@ -126,6 +203,7 @@ typedef struct qw_cpu_sizes {
     size_t n_rows_max;  /* rows in one batch */
     size_t k_max;       /* longest input of a product */
     uint32_t head_dim;
+    size_t n_experts, n_used, hidden, expert_ffn; /* of the largest block of experts; 0: none */
     bool acts[QW_ACT_COUNT]; /* what the packed weights want their input as */
 } qw_cpu_sizes;
 

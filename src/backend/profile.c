@@ -89,8 +89,8 @@ static void group_name(const qw_linear *products, size_t n_products, char *out, 
 
 static size_t weight_bytes(const qw_weight *w)
 {
-    if (w->pack == QW_PACK_NONE) return w->rows * w->row_bytes;
-    return (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS * qw_pack_group_bytes(w->pack, w->k);
+    if (w->pack == QW_PACK_NONE) return w->n_stacked * w->rows * w->row_bytes;
+    return w->n_stacked * qw_weight_groups(w) * qw_pack_group_bytes(w->pack, w->k);
 }
 
 static size_t products_bytes(const qw_linear *products, size_t n_products, size_t n_rows)
@@ -154,10 +154,10 @@ static size_t attention_macs(const qw_kv_shape *s, const qw_kv_row *rows, size_t
 }
 
 static void profile_attention(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows,
-                              size_t n_rows, const float *q, float *out, size_t ld)
+                              size_t n_rows, qw_heads q, float *out, size_t ld_out)
 {
     mark m = begin(be, "attention", "");
-    inner_of(be)->ops->attention(inner_of(be), shape, layer, rows, n_rows, q, out, ld);
+    inner_of(be)->ops->attention(inner_of(be), shape, layer, rows, n_rows, q, out, ld_out);
     end(m, attention_bytes(shape, rows, n_rows), attention_macs(shape, rows, n_rows));
 }
 
@@ -194,12 +194,46 @@ static void profile_silu_mul(qw_backend *be, float *gate, const float *up, size_
     end(m, 2 * n_rows * k * sizeof(float), 0);
 }
 
-static void profile_rope(qw_backend *be, float *x, size_t n_rows, size_t ld, uint32_t n_heads, uint32_t head_dim,
-                         const float *cos, const float *sin)
+static void profile_sigmoid_gate(qw_backend *be, float *x, size_t ld, size_t n_rows, qw_heads gate)
+{
+    mark m = begin(be, "sigmoid_gate", "");
+    inner_of(be)->ops->sigmoid_gate(inner_of(be), x, ld, n_rows, gate);
+    end(m, 2 * n_rows * gate.n * gate.dim * sizeof(float), 0);
+}
+
+static void profile_rope(qw_backend *be, qw_heads x, size_t n_rows, uint32_t n_rot, const float *cos, const float *sin)
 {
     mark m = begin(be, "rope", "");
-    inner_of(be)->ops->rope(inner_of(be), x, n_rows, ld, n_heads, head_dim, cos, sin);
-    end(m, n_rows * n_heads * head_dim * sizeof(float), 0);
+    inner_of(be)->ops->rope(inner_of(be), x, n_rows, n_rot, cos, sin);
+    end(m, n_rows * x.n * n_rot * sizeof(float), 0);
+}
+
+/* ---- delta-net and experts -------------------------------------------------------------------- */
+
+/* The state of each sequence in the batch is read and written once, at least. */
+static void profile_delta_net(qw_backend *be, const qw_delta *d, const qw_kv_row *rows, size_t n_rows,
+                              const qw_delta_in *in, float *out)
+{
+    size_t n_bytes = n_rows * qw_delta_channels(d) * sizeof(float);
+    for (size_t r = 0; r < n_rows; r++) {
+        bool last = r + 1 == n_rows || rows[r + 1].recurrent != rows[r].recurrent;
+        if (last) n_bytes += qw_delta_state_bytes(d);
+    }
+    mark m = begin(be, "delta_net", "");
+    inner_of(be)->ops->delta_net(inner_of(be), d, rows, n_rows, in, out);
+    end(m, n_bytes, 3 * n_rows * d->n_v_heads * d->k_dim * d->v_dim);
+}
+
+/* Experts that the batch reads: all, when there are enough rows; how many others is the router's secret. */
+static void profile_moe(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_moe *w, float *x, size_t ld_x)
+{
+    const qw_linear products[] = {{.w = w->gate}, {.w = w->up}, {.w = w->down}};
+    char name[sizeof((qw_profile_row *)0)->weights];
+    size_t read = n_rows * w->n_used < w->n_experts ? n_rows * w->n_used : w->n_experts;
+    group_name(products, 3, name, sizeof name);
+    mark m = begin(be, "moe", name);
+    inner_of(be)->ops->moe(inner_of(be), n, ld_n, n_rows, w, x, ld_x);
+    end(m, products_bytes(products, 3, 0) / w->n_experts * read, products_macs(products, 3, n_rows * w->n_used));
 }
 
 /* ---- life ------------------------------------------------------------------------------------- */
@@ -216,13 +250,16 @@ static const qw_backend_ops profile_ops = {
     .rms_norm = profile_rms_norm,
     .linear = profile_linear,
     .swiglu = profile_swiglu,
+    .moe = profile_moe,
     .silu_mul = profile_silu_mul,
+    .sigmoid_gate = profile_sigmoid_gate,
     .rope = profile_rope,
     .kv_store = profile_kv_store,
     .attention = profile_attention,
+    .delta_net = profile_delta_net,
 };
 /* A slot that is not forwarded would be a null pointer in the middle of a pass. */
-_Static_assert(sizeof(qw_backend_ops) == 10 * sizeof(void (*)(void)), "an operation is new: forward it here");
+_Static_assert(sizeof(qw_backend_ops) == 13 * sizeof(void (*)(void)), "an operation is new: forward it here");
 
 qw_status qw_profile_create(qw_backend *inner, qw_backend **out, qw_err *err)
 {

@@ -86,7 +86,7 @@ void qw_model_get_info(const qw_model *m, qw_model_info *out)
     if (m->tokenizer) qw_tokenizer_fim(m->tokenizer, &prefix, &middle, &suffix);
     *out = (qw_model_info){
         .path = qw_gguf_path(m->file),
-        .architecture = hp->architecture,
+        .architecture = hp->family->architecture,
         .name = m->name,
         .quantization = m->net->quantization,
         .chat_format = qw_chat_format_name(m->chat),

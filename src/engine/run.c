@@ -127,6 +127,7 @@ static qw_status reuse_prefix(answer *a)
     qw_engine *e = a->e;
     uint32_t n = 0;
     while (n < e->seq->n_tokens && n + 1 < a->job->n_tokens && e->seq_tokens[n] == a->job->tokens[n]) n++;
+    if (!qw_seq_can_truncate(e->seq, n)) n = 0;
     QW_TRY(qw_seq_truncate(e->seq, n, e->seq_tokens, &a->err));
     a->usage.cached_tokens = n;
     a->usage.prefilled = n;

@@ -33,7 +33,8 @@
 enum {
     QW_GROUP_ROWS = 16,
     QW_KV_TILE = 64,   /* positions in one attention tile, cut at absolute multiples */
-    QW_HEAD_DIM_MAX = 256
+    QW_HEAD_DIM_MAX = 256,
+    QW_DELTA_LANES = 16 /* value elements of a head in one call of the gated delta rule */
 };
 
 /* What activations become; which one a packed form wants is fixed by the form. */
@@ -114,6 +115,16 @@ typedef void qw_attn_f32_fn(const float *k_tile, const float *v_tile, size_t hd,
 typedef void qw_attn_i16_fn(const void *tile, const void *next, size_t hd, const int16_t *q, const float *dq,
                             size_t n_q, const uint32_t *n_keys, float *m, float *s, float *o);
 
+/* The gated delta rule for QW_DELTA_LANES of a head's value elements, n_tokens tokens in order:
+ *     S <- g S;  m = S^T k;  S <- S + k (beta (v - m))^T;  o = S^T q
+ *   s [dk, QW_DELTA_LANES]: the state of these elements, read and written
+ *   q, k [n_tokens, dk] with ld_qk floats from one token to the next; v, out [n_tokens, QW_DELTA_LANES] with ld_v, ld_out
+ *   gates: g and beta of token t at gates[t * ld_gates] and the float after it
+ * Sums over i = 0..dk-1 keep four partial sums, element i in partial i % 4 by fma, and end (0 + 1) + (2 + 3). g S is rounded
+ * before it is used; S + k delta is one fma. */
+typedef void qw_delta_fn(float *s, size_t dk, size_t n_tokens, const float *q, const float *k, size_t ld_qk, const float *v,
+                         size_t ld_v, const float *gates, size_t ld_gates, float *out, size_t ld_out);
+
 typedef struct qw_kernels {
     qw_isa isa;
 
@@ -135,6 +146,12 @@ typedef struct qw_kernels {
     void (*add)(float *x, const float *y, size_t n); /* x += y */
     /* out = silu(gate) * up, silu(g) = g / (1 + exp(-g)); out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
+    /* out = x * sigmoid(gate), sigmoid(g) = 1 / (1 + exp(-g)); out may be x. */
+    void (*sigmoid_mul)(const float *x, const float *gate, size_t n, float *out);
+    /* One step of a depthwise convolution over time: out = silu(sum over taps j of w[j] * u[j]), u: n_taps pointers to n
+     * floats, w [n_taps, ld_w]; the first product is rounded, the others are fma in order of j. n_taps >= 1. */
+    void (*conv_silu)(const float *const *u, const float *w, size_t ld_w, size_t n_taps, size_t n, float *out);
+    qw_delta_fn *delta_rule;
     /* Rotates pairs (i, i + n/2) of x [n] in place (NeoX order): cos, sin [n/2] of this position. */
     void (*rope)(float *x, const float *cos, const float *sin, size_t n);
 

@@ -14,6 +14,7 @@ void qw_float_init_neon(qw_kernels *t);
 
 /* Attention, in floats and in integers, with the quantisation to 16 bits. Bit-equal on every level. */
 void qw_attn_init_ref(qw_kernels *t);
+void qw_delta_init_ref(qw_kernels *t);
 void qw_attn_f32_init_avx2(qw_kernels *t);
 void qw_attn_f32_init_avx512(qw_kernels *t);
 void qw_attn_f32_init_neon(qw_kernels *t);

@@ -1,52 +1,102 @@
 /* block_attention.c: causal attention with grouped queries and rotary positions.
  *
- *     x += Wo Attn(RoPE(Wq n + bq), RoPE(Wk n + bk), Wv n + bv),   n = RMSNorm(x)
+ *     x += Wo (Attn(RoPE(norm(Wq n + bq)), RoPE(norm(Wk n + bk)), Wv n + bv) * sigmoid(gate))
  *
- * Source: Qwen2 technical report; transformers, modeling_qwen2 (Qwen2Attention). Query head j reads KV head
- * j / (heads / kv heads). Keys are stored after RoPE.
+ * where biases (Qwen2), the norms of queries and keys (Qwen3) and the gate (Qwen3-Next and later) exist. Source: Qwen2 and
+ * Qwen3 technical reports; transformers, modeling_qwen2, modeling_qwen3 and modeling_qwen3_next. Query head j reads KV
+ * head j / (heads / kv heads). Keys are stored after RoPE. A gated Wq has 2 head_dim rows for each head: the query, then
+ * its gate, which is computed from the same input and not rotated.
  */
 #include "model/forward.h"
 
-static void attention_bind(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *l)
+static size_t q_stride(const qw_hparams *hp)
 {
-    size_t h = hp->hidden, q = (size_t)hp->n_heads * hp->head_dim, kv = (size_t)hp->n_kv_heads * hp->head_dim;
-    qw_bind_vector(b, "blk.%u.attn_norm.weight", il, h, false, &l->attn.norm);
+    return (size_t)hp->head_dim * (hp->family->gated_attention ? 2 : 1);
+}
+
+static void bind_qkv(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *l)
+{
+    size_t h = hp->hidden, q = hp->n_heads * q_stride(hp), kv = (size_t)hp->n_kv_heads * hp->head_dim;
+    bool bias = hp->family->qkv_bias;
+    if (qw_bind_has(b, "blk.%u.attn_qkv.weight", il)) { /* one matrix [q; k; v] */
+        qw_weight all = {0};
+        const float *biases = NULL;
+        qw_bind_matrix(b, "blk.%u.attn_qkv.weight", il, q + 2 * kv, h, &all);
+        if (bias) qw_bind_vector(b, "blk.%u.attn_qkv.bias", il, q + 2 * kv, false, &biases);
+        l->attn.q = qw_weight_rows(&all, 0, q);
+        l->attn.k = qw_weight_rows(&all, q, kv);
+        l->attn.v = qw_weight_rows(&all, q + kv, kv);
+        if (!biases) return;
+        l->attn.bq = biases;
+        l->attn.bk = biases + q;
+        l->attn.bv = biases + q + kv;
+        return;
+    }
     qw_bind_matrix(b, "blk.%u.attn_q.weight", il, q, h, &l->attn.q);
     qw_bind_matrix(b, "blk.%u.attn_k.weight", il, kv, h, &l->attn.k);
     qw_bind_matrix(b, "blk.%u.attn_v.weight", il, kv, h, &l->attn.v);
+    if (!bias) return;
     qw_bind_vector(b, "blk.%u.attn_q.bias", il, q, false, &l->attn.bq);
     qw_bind_vector(b, "blk.%u.attn_k.bias", il, kv, false, &l->attn.bk);
     qw_bind_vector(b, "blk.%u.attn_v.bias", il, kv, false, &l->attn.bv);
-    qw_bind_matrix(b, "blk.%u.attn_output.weight", il, h, q, &l->attn.o);
 }
 
-static void attention_forward(qw_pass *p, const qw_layer *l, uint32_t il)
+static void attention_bind(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *l)
+{
+    bind_qkv(b, hp, il, l);
+    if (hp->family->qk_norm) {
+        qw_bind_vector(b, "blk.%u.attn_q_norm.weight", il, hp->head_dim, false, &l->attn.q_norm);
+        qw_bind_vector(b, "blk.%u.attn_k_norm.weight", il, hp->head_dim, false, &l->attn.k_norm);
+    }
+    qw_bind_matrix(b, "blk.%u.attn_output.weight", il, hp->hidden, (size_t)hp->n_heads * hp->head_dim, &l->attn.o);
+}
+
+/* Norm, where there is one, and rotation of all heads in place. */
+static void norm_and_rotate(qw_pass *p, qw_heads x, size_t n, const float *norm)
 {
     const qw_hparams *hp = &p->net->hp;
     const qw_backend_ops *ops = p->be->ops;
-    size_t n = p->n_rows, h = hp->hidden;
-    size_t q = (size_t)hp->n_heads * hp->head_dim, kv = (size_t)hp->n_kv_heads * hp->head_dim;
+    if (norm) ops->rms_norm(p->be, x.x, norm, n * x.n, x.dim, x.stride, hp->rms_eps, x.x);
+    ops->rope(p->be, x, n, hp->n_rot, p->cos, p->sin);
+}
 
-    ops->rms_norm(p->be, p->x, l->attn.norm, n, h, h, hp->rms_eps, p->normed);
+static void attention_forward(qw_pass *p, const qw_layer *l)
+{
+    const qw_hparams *hp = &p->net->hp;
+    const qw_backend_ops *ops = p->be->ops;
+    size_t n = p->n_rows, h = hp->hidden, hd = hp->head_dim;
+    size_t q = hp->n_heads * hd, qg = hp->n_heads * q_stride(hp), kv = hp->n_kv_heads * hd;
+    qw_heads queries = {.x = p->q, .ld = qg, .stride = q_stride(hp), .n = hp->n_heads, .dim = hp->head_dim};
+    qw_heads keys = {.x = p->k, .ld = kv, .stride = hd, .n = hp->n_kv_heads, .dim = hp->head_dim};
     qw_linear kvq[] = {
         {.w = &l->attn.k, .bias = l->attn.bk, .out = p->k, .ld = kv},
         {.w = &l->attn.v, .bias = l->attn.bv, .out = p->v, .ld = kv},
-        {.w = &l->attn.q, .bias = l->attn.bq, .out = p->q, .ld = q},
+        {.w = &l->attn.q, .bias = l->attn.bq, .out = p->q, .ld = qg},
     };
-    bool last = il + 1 == hp->n_layers;
-    ops->linear(p->be, p->normed, h, n, kvq, last ? 2 : 3);
-    ops->rope(p->be, p->k, n, kv, hp->n_kv_heads, hp->head_dim, p->cos, p->sin);
-    ops->kv_store(p->be, &p->kv, il, p->kv_rows, n, p->k, p->v, kv);
-    if (last) { /* only rows whose logits are asked for go on */
+
+    ops->linear(p->be, p->normed, h, n, kvq, l->last ? 2 : 3);
+    norm_and_rotate(p, keys, n, l->attn.k_norm);
+    ops->kv_store(p->be, &p->kv, l->kv_index, p->kv_rows, n, p->k, p->v, kv);
+    if (l->last) { /* only rows whose logits are asked for go on */
         qw_pass_drop_silent(p);
         n = p->n_rows;
         if (n == 0) return;
         ops->linear(p->be, p->normed, h, n, &kvq[2], 1);
     }
-    ops->rope(p->be, p->q, n, q, hp->n_heads, hp->head_dim, p->cos, p->sin);
-    ops->attention(p->be, &p->kv, il, p->kv_rows, n, p->q, p->q, q);
+    norm_and_rotate(p, queries, n, l->attn.q_norm);
+    ops->attention(p->be, &p->kv, l->kv_index, p->kv_rows, n, queries, p->mixed, q);
+    if (hp->family->gated_attention) {
+        queries.x += hd; /* the gates */
+        ops->sigmoid_gate(p->be, p->mixed, q, n, queries);
+    }
     qw_linear out = {.w = &l->attn.o, .out = p->x, .ld = h, .add = true};
-    ops->linear(p->be, p->q, q, n, &out, 1);
+    ops->linear(p->be, p->mixed, q, n, &out, 1);
 }
 
-const qw_block qw_block_attention = {.name = "attention", .bind = attention_bind, .forward = attention_forward};
+static void attention_each(qw_layer *l, qw_net_weight_fn *fn, void *ctx)
+{
+    qw_weight *const all[] = {&l->attn.q, &l->attn.k, &l->attn.v, &l->attn.o};
+    qw_each_of(all, sizeof all / sizeof *all, fn, ctx);
+}
+
+const qw_block qw_block_attention = {"attention", attention_bind, attention_forward, attention_each};

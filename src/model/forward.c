@@ -10,7 +10,7 @@
 qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type)
 {
     const qw_hparams *hp = &net->hp;
-    return (qw_kv_shape){.type = type, .n_layers = hp->n_layers, .n_heads = hp->n_heads,
+    return (qw_kv_shape){.type = type, .n_layers = net->n_kv_layers, .n_heads = hp->n_heads,
                          .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim};
 }
 
@@ -19,11 +19,19 @@ static size_t max_size(size_t a, size_t b)
     return a > b ? a : b;
 }
 
+/* Floats of a row between a mixer's output and its last product. */
+static size_t mixed_floats(const qw_hparams *hp)
+{
+    return max_size((size_t)hp->n_heads * hp->head_dim, (size_t)hp->n_v_heads * hp->v_dim);
+}
+
 qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
 {
     const qw_hparams *hp = &net->hp;
-    size_t k_max = max_size(max_size(hp->hidden, hp->ffn), (size_t)hp->n_heads * hp->head_dim);
-    qw_cpu_sizes sizes = {.n_rows_max = n_rows_max, .k_max = k_max, .head_dim = hp->head_dim};
+    size_t k_max = max_size(max_size(hp->hidden, max_size(hp->ffn, hp->shared_ffn)), mixed_floats(hp));
+    qw_cpu_sizes sizes = {.n_rows_max = n_rows_max, .k_max = max_size(k_max, hp->expert_ffn), .head_dim = hp->head_dim,
+                          .n_experts = hp->n_experts, .n_used = hp->n_experts_used, .hidden = hp->hidden,
+                          .expert_ffn = hp->expert_ffn};
     if (packed) memcpy(sizes.acts, net->acts, sizeof sizes.acts);
     return sizes;
 }
@@ -31,15 +39,20 @@ qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
 /* Divides the arena, or only measures it when pass->arena is NULL. Every piece starts on a cache line. */
 static size_t divide(qw_pass *p, const qw_hparams *hp, size_t n)
 {
-    size_t q = (size_t)hp->n_heads * hp->head_dim, kv = (size_t)hp->n_kv_heads * hp->head_dim;
-    size_t half = hp->head_dim / 2;
+    size_t q = (size_t)hp->n_heads * hp->head_dim * (hp->family->gated_attention ? 2 : 1);
+    size_t kv = (size_t)hp->n_kv_heads * hp->head_dim, half = hp->n_rot / 2, ffn = max_size(hp->ffn, hp->shared_ffn);
+    size_t value = (size_t)hp->n_v_heads * hp->v_dim, channels = 2 * (size_t)hp->n_k_heads * hp->k_dim + value;
+    size_t gates = 2 * (size_t)hp->n_v_heads;
     struct piece {
         float **ptr;
         size_t n_floats;
     } pieces[] = {
         {&p->x, n * hp->hidden}, {&p->normed, n * hp->hidden}, {&p->q, n * q},     {&p->k, n * kv},
-        {&p->v, n * kv},         {&p->gate, n * hp->ffn},      {&p->up, n * hp->ffn}, {&p->cos, n * half},
-        {&p->sin, n * half},     {&p->inv_freq, half},
+        {&p->v, n * kv},         {&p->mixed, n * mixed_floats(hp)},
+        {&p->gate, n * ffn},     {&p->up, n * ffn},            {&p->cos, n * half},
+        {&p->sin, n * half},     {&p->inv_freq, half},         {&p->qkv, n * channels},
+        {&p->convolved, n * channels}, {&p->z, n * value},     {&p->beta, n * gates},
+        {&p->alpha, n * gates / 2}, {&p->decays, n * gates},
     };
     size_t at = 0;
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
@@ -55,13 +68,33 @@ size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max)
     return divide(&measure, &net->hp, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) + sizeof(uint32_t));
 }
 
-/* theta^(-2i/d), rounded to float32 at the steps where the official implementation rounds
- * (transformers, modeling_rope_utils): the angle of a late position depends on the last bit. */
-static void fill_inv_freq(float *inv_freq, uint32_t head_dim, float base)
+/* Dimension whose wave turns `turns` times over the original context (YaRN; transformers, modeling_rope_utils). */
+static double yarn_dimension(const qw_hparams *hp, float turns)
 {
-    for (uint32_t i = 0; i < head_dim / 2; i++) {
-        float exponent = (float)(2 * i) / (float)head_dim;
-        inv_freq[i] = 1.0f / (float)pow((double)base, (double)exponent);
+    double pi = 3.14159265358979323846;
+    return hp->n_rot * log((double)hp->yarn.original_context / ((double)turns * 2 * pi)) / (2 * log((double)hp->rope_base));
+}
+
+/* theta^(-2i/d), rounded to float32 at the steps where the official implementation rounds
+ * (transformers, modeling_rope_utils): the angle of a late position depends on the last bit. With YaRN the slow waves are
+ * stretched by the factor, the fast ones stay, and those between are mixed. */
+static void fill_inv_freq(float *inv_freq, const qw_hparams *hp)
+{
+    uint32_t half = hp->n_rot / 2;
+    double low = 0, high = 0;
+    if (hp->yarn.factor > 0) {
+        low = fmax(floor(yarn_dimension(hp, hp->yarn.beta_fast)), 0);
+        high = fmin(ceil(yarn_dimension(hp, hp->yarn.beta_slow)), hp->n_rot - 1);
+        if (low == high) high += 0.001;
+    }
+    for (uint32_t i = 0; i < half; i++) {
+        float exponent = (float)(2 * i) / (float)hp->n_rot;
+        float power = (float)pow((double)hp->rope_base, (double)exponent);
+        inv_freq[i] = 1.0f / power;
+        if (hp->yarn.factor <= 0) continue;
+        float ramp = ((float)i - (float)low) / (float)(high - low);
+        float keep = 1.0f - fminf(fmaxf(ramp, 0.0f), 1.0f);
+        inv_freq[i] = 1.0f / (hp->yarn.factor * power) * (1.0f - keep) + inv_freq[i] * keep;
     }
 }
 
@@ -83,7 +116,8 @@ qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_
     p->arena_bytes = divide(p, &net->hp, n_rows_max);
     QW_TRY_GOTO(qw_alloc_aligned(&p->arena, p->arena_bytes, "activations", err));
     divide(p, &net->hp, n_rows_max);
-    fill_inv_freq(p->inv_freq, net->hp.head_dim, net->hp.rope_base);
+    fill_inv_freq(p->inv_freq, &net->hp);
+    p->rope_scale = net->hp.yarn.factor > 0 ? net->hp.yarn.attention_factor : 1.0f;
     *out = p;
     return QW_OK;
 fail:
@@ -103,21 +137,23 @@ void qw_pass_destroy(qw_pass *p)
 
 static void fill_rope(qw_pass *p, const qw_row *rows)
 {
-    size_t half = p->net->hp.head_dim / 2;
+    size_t half = p->net->hp.n_rot / 2;
     for (size_t r = 0; r < p->n_rows; r++) {
         for (size_t i = 0; i < half; i++) {
             float angle = (float)rows[r].pos * p->inv_freq[i];
             double s, c;
             sincos((double)angle, &s, &c);
-            p->cos[r * half + i] = (float)c;
-            p->sin[r * half + i] = (float)s;
+            p->cos[r * half + i] = (float)c * p->rope_scale;
+            p->sin[r * half + i] = (float)s * p->rope_scale;
         }
     }
 }
 
 void qw_pass_drop_silent(qw_pass *p)
 {
-    size_t h = p->net->hp.hidden, half = p->net->hp.head_dim / 2, n = 0;
+    size_t h = p->net->hp.hidden, half = p->net->hp.n_rot / 2, n = 0;
+    if (p->dropped) return;
+    p->dropped = true;
     for (size_t r = 0; r < p->n_batch; r++) {
         if (p->slot[r] == QW_SILENT) continue;
         if (n < r) {
@@ -132,27 +168,39 @@ void qw_pass_drop_silent(qw_pass *p)
     p->n_rows = n;
 }
 
+/* The input of a block: n = RMSNorm(x). */
+static void enter(qw_pass *p, const float *norm)
+{
+    size_t h = p->net->hp.hidden;
+    p->be->ops->rms_norm(p->be, p->x, norm, p->n_rows, h, h, p->net->hp.rms_eps, p->normed);
+}
+
 void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
 {
     const qw_net *net = p->net;
     QW_ASSERT(n_rows >= 1 && n_rows <= p->n_rows_max);
     p->n_rows = p->n_batch = n_rows;
+    p->dropped = false;
     uint32_t n_asked = 0;
     for (size_t r = 0; r < n_rows; r++) {
         p->slot[r] = rows[r].silent ? QW_SILENT : n_asked++;
         QW_ASSERT(rows[r].token >= 0 && (uint32_t)rows[r].token < net->hp.n_vocab);
         QW_ASSERT(rows[r].pos / QW_KV_TILE < rows[r].seq->n_pages);
         p->tokens[r] = rows[r].token;
-        p->kv_rows[r] = (qw_kv_row){.pages = rows[r].seq->pages, .pos = rows[r].pos};
+        p->kv_rows[r] = (qw_kv_row){.pages = rows[r].seq->pages, .recurrent = rows[r].seq->recurrent,
+                                    .pos = rows[r].pos};
     }
     fill_rope(p, rows);
     p->be->ops->embed(p->be, &net->embed, p->tokens, n_rows, p->x, net->hp.hidden);
     for (uint32_t il = 0; il < net->hp.n_layers; il++) {
         const qw_layer *layer = &net->layers[il];
-        layer->mixer->forward(p, layer, il);
+        enter(p, layer->mixer_norm);
+        layer->mixer->forward(p, layer);
         if (p->n_rows == 0) return; /* the last layer, and nobody asks */
-        layer->ffn->forward(p, layer, il);
+        enter(p, layer->ffn_norm);
+        layer->ffn->forward(p, layer);
     }
+    qw_pass_drop_silent(p); /* where the last layer has no attention, which does it */
 }
 
 void qw_pass_logits(qw_pass *p, const uint32_t *rows, size_t n, float *out, size_t ld)

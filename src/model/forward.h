@@ -25,18 +25,26 @@ struct qw_pass {
     const qw_net *net;
     qw_backend *be;
     qw_kv_shape kv;
-    size_t n_rows_max, n_rows; /* n_rows: of the batch; in the last layer, of those not silent */
+    size_t n_rows_max, n_rows; /* n_rows: of the batch; from the last layer on, of those not silent */
     size_t n_batch;
+    bool dropped;        /* the silent rows */
     uint32_t *slot;      /* [n_batch] row of x after the pass, or QW_SILENT */
     qw_kv_row *kv_rows;  /* [n_rows_max] */
     int32_t *tokens;     /* [n_rows_max] */
     float *x;            /* [n_rows, hidden]: the residual stream */
-    float *normed;       /* [n_rows, hidden] */
-    float *q;            /* [n_rows, n_heads * head_dim], then the attention's output */
+    float *normed;       /* [n_rows, hidden]: input of a block */
+    float *q;            /* [n_rows, n_heads * head_dim], or with the gates twice that */
     float *k, *v;        /* [n_rows, n_kv_heads * head_dim] */
+    float *mixed;        /* [n_rows, n_heads * head_dim or n_v_heads * v_dim]: output of attention or delta-net */
     float *gate, *up;    /* [n_rows, ffn] */
-    float *cos, *sin;    /* [n_rows, head_dim / 2] of the rows' positions */
-    float *inv_freq;     /* [head_dim / 2] */
+    float *cos, *sin;    /* [n_rows, n_rot / 2] of the rows' positions */
+    float *inv_freq;     /* [n_rot / 2] */
+    /* of delta-nets: */
+    float *qkv, *convolved; /* [n_rows, channels] */
+    float *z;            /* [n_rows, n_v_heads * v_dim] */
+    float *beta, *alpha; /* [n_rows, 2 * n_v_heads] together */
+    float *decays;       /* [n_rows, 2 * n_v_heads] */
+    float rope_scale;    /* of cos and sin */
     float *arena;        /* owns what the float pointers above divide */
     size_t arena_bytes;
 };
@@ -53,8 +61,8 @@ void qw_pass_destroy(qw_pass *pass);
 
 /* 1 <= n_rows <= n_rows_max. Advances no sequence: the caller does, with qw_seq_advance. */
 void qw_forward(qw_pass *pass, const qw_row *rows, size_t n_rows);
-/* Drops the silent rows from x, normed and what belongs to them; for the last layer's block, once its keys and values
- * are stored. n_rows may become 0. */
+/* Drops the silent rows from x, normed and what belongs to them, unless that is done; for the last layer's block, once
+ * its keys and values are stored. n_rows may become 0. */
 void qw_pass_drop_silent(qw_pass *pass);
 /* Logits of rows[i], not silent, of the last qw_forward: out[i * ld + token], i < n <= n_rows_max, ld >= n_vocab. May be
  * called once per pass for any subset; overwrites scratch that forward no longer needs. */

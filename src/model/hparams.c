@@ -5,9 +5,6 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Families qw runs. The same list chooses the blocks in net.c. */
-static const char *const architectures[] = {"qwen2"};
-
 typedef struct int_rule {
     const char *key; /* after "A." */
     uint64_t min, max;
@@ -18,9 +15,24 @@ static const int_rule int_rules[] = {
     {"block_count", 1, 1024, offsetof(qw_hparams, n_layers)},
     {"context_length", 1, 16u << 20, offsetof(qw_hparams, context_length)},
     {"embedding_length", 32, 1u << 17, offsetof(qw_hparams, hidden)},
-    {"feed_forward_length", 32, 1u << 20, offsetof(qw_hparams, ffn)},
     {"attention.head_count", 1, 1024, offsetof(qw_hparams, n_heads)},
     {"attention.head_count_kv", 1, 1024, offsetof(qw_hparams, n_kv_heads)},
+};
+
+/* Of families with experts. */
+static const int_rule expert_rules[] = {
+    {"expert_count", 1, 4096, offsetof(qw_hparams, n_experts)},
+    {"expert_used_count", 1, 64, offsetof(qw_hparams, n_experts_used)},
+    {"expert_feed_forward_length", 16, 1u << 20, offsetof(qw_hparams, expert_ffn)},
+};
+
+/* Of hybrids. v_dim: of all heads, until check_delta divides it. */
+static const int_rule delta_rules[] = {
+    {"ssm.conv_kernel", 2, 8, offsetof(qw_hparams, n_taps)},
+    {"ssm.state_size", 8, 1024, offsetof(qw_hparams, k_dim)},
+    {"ssm.group_count", 1, 1024, offsetof(qw_hparams, n_k_heads)},
+    {"ssm.time_step_rank", 1, 4096, offsetof(qw_hparams, n_v_heads)},
+    {"ssm.inner_size", 16, 1u << 20, offsetof(qw_hparams, v_dim)},
 };
 
 typedef struct float_rule {
@@ -88,19 +100,33 @@ static float read_float(reader *r, const char *key, double min, double max)
     return (float)value;
 }
 
-/* Relations between parameters, checked once each is in its own range. */
-static void check_relations(reader *r, qw_hparams *hp)
+static bool has(const reader *r, const char *key)
 {
-    char key[128];
+    char name[128];
+    key_name(r, key, name);
+    return qw_gguf_has(r->file, name);
+}
+
+static uint32_t read_int_or(reader *r, const char *key, uint64_t min, uint64_t max, uint32_t otherwise)
+{
+    return has(r, key) ? read_int(r, key, min, max) : otherwise;
+}
+
+static float read_float_or(reader *r, const char *key, double min, double max, float otherwise)
+{
+    return has(r, key) ? read_float(r, key, min, max) : otherwise;
+}
+
+/* Relations between parameters, checked once each is in its own range. */
+static void check_heads(reader *r, qw_hparams *hp)
+{
     if (hp->n_heads % hp->n_kv_heads != 0 || hp->n_heads / hp->n_kv_heads > 64) {
         qw_faults_add(&r->faults, "%u heads over %u KV heads: want a whole number up to 64", hp->n_heads,
                  hp->n_kv_heads);
     }
-    key_name(r, "attention.key_length", key);
-    if (qw_gguf_has(r->file, key)) {
+    if (has(r, "attention.key_length")) {
         hp->head_dim = read_int(r, "attention.key_length", 8, QW_HEAD_DIM_MAX);
-        key_name(r, "attention.value_length", key);
-        if (qw_gguf_has(r->file, key) &&
+        if (has(r, "attention.value_length") &&
             read_int(r, "attention.value_length", 8, QW_HEAD_DIM_MAX) != hp->head_dim) {
             qw_faults_add(&r->faults, "attention.key_length and attention.value_length differ");
         }
@@ -113,22 +139,65 @@ static void check_relations(reader *r, qw_hparams *hp)
         qw_faults_add(&r->faults, "head dimension %u: want a multiple of 8 up to %d", hp->head_dim,
                  QW_HEAD_DIM_MAX);
     }
-    key_name(r, "rope.dimension_count", key);
-    if (qw_gguf_has(r->file, key) && read_int(r, "rope.dimension_count", 1, QW_HEAD_DIM_MAX) != hp->head_dim) {
+    hp->n_rot = read_int_or(r, "rope.dimension_count", 2, QW_HEAD_DIM_MAX, hp->head_dim);
+    if (hp->family->hybrid) {
+        if (hp->n_rot % 2 != 0 || hp->n_rot > hp->head_dim)
+            qw_faults_add(&r->faults, "rope.dimension_count is %u: want an even number up to the head dimension %u",
+                          hp->n_rot, hp->head_dim);
+    } else if (hp->n_rot != hp->head_dim) {
         qw_faults_add(&r->faults, "rope.dimension_count differs from the head dimension");
     }
 }
 
-/* Positions that are scaled would be computed wrongly. A factor without a type means linear scaling. */
-static qw_status check_rope_scaling(const reader *r, qw_err *err)
+static void check_delta(reader *r, qw_hparams *hp)
+{
+    if (hp->n_v_heads % hp->n_k_heads != 0)
+        qw_faults_add(&r->faults, "%u value heads over %u key heads: want a whole number", hp->n_v_heads, hp->n_k_heads);
+    if (hp->v_dim % hp->n_v_heads != 0 || hp->v_dim / hp->n_v_heads % QW_DELTA_LANES != 0) {
+        qw_faults_add(&r->faults, "ssm.inner_size is %u: want a multiple of %d for each of %u value heads", hp->v_dim,
+                      QW_DELTA_LANES, hp->n_v_heads);
+    }
+    hp->v_dim /= hp->n_v_heads;
+    hp->full_attention_interval = read_int_or(r, "full_attention_interval", 1, 1024, 4);
+}
+
+static void check_experts(reader *r, qw_hparams *hp)
+{
+    char key[128];
+    qw_err err;
+    if (hp->n_experts_used > hp->n_experts)
+        qw_faults_add(&r->faults, "%u of %u experts are used", hp->n_experts_used, hp->n_experts);
+    hp->shared_ffn = read_int_or(r, "expert_shared_feed_forward_length", 16, 1u << 20, 0);
+    hp->renormalise = hp->family->renormalise;
+    key_name(r, "expert_weights_norm", key);
+    if (qw_gguf_has(r->file, key) && qw_gguf_get_bool(r->file, key, &hp->renormalise, &err) != QW_OK)
+        qw_faults_add(&r->faults, "%s", without_path(r, err.text));
+}
+
+static void read_yarn(reader *r, qw_hparams *hp)
+{
+    hp->yarn = (qw_yarn){
+        .factor = read_float(r, "rope.scaling.factor", 1.0, 1024.0),
+        .original_context = (float)read_int(r, "rope.scaling.original_context_length", 1, 16u << 20),
+        .beta_fast = read_float_or(r, "rope.scaling.yarn_beta_fast", 1e-3, 1e6, 32.0f),
+        .beta_slow = read_float_or(r, "rope.scaling.yarn_beta_slow", 1e-3, 1e6, 1.0f),
+    };
+    float usual = hp->yarn.factor > 1.0f ? 0.1f * logf(hp->yarn.factor) + 1.0f : 1.0f;
+    hp->yarn.attention_factor = usual * read_float_or(r, "rope.scaling.attn_factor", 1e-3, 1e3, 1.0f);
+}
+
+/* Positions that are scaled in another way would be computed wrongly. A factor without a type means linear scaling. */
+static qw_status find_rope_scaling(const reader *r, bool *yarn, qw_err *err)
 {
     static const char *const factors[] = {"rope.scaling.factor", "rope.scale_linear"};
     char key[128];
     qw_text type;
+    *yarn = false;
     key_name(r, "rope.scaling.type", key);
     if (qw_gguf_has(r->file, key)) {
         QW_TRY(qw_gguf_get_str(r->file, key, &type, err));
-        if (type.n == 4 && memcmp(type.s, "none", 4) == 0) return QW_OK;
+        *yarn = type.n == 4 && memcmp(type.s, "yarn", 4) == 0;
+        if (*yarn || (type.n == 4 && memcmp(type.s, "none", 4) == 0)) return QW_OK;
         return qw_fail(err, QW_E_UNSUPPORTED, "%s: rope scaling '%.*s' is not supported", qw_gguf_path(r->file),
                        (int)(type.n > 64 ? 64 : type.n), type.s);
     }
@@ -144,34 +213,54 @@ static qw_status check_rope_scaling(const reader *r, qw_err *err)
     return QW_OK;
 }
 
-static qw_status read_architecture(const qw_gguf *file, char out[32], qw_err *err)
+static qw_status find_family(const qw_gguf *file, const qw_family **out, qw_err *err)
 {
     qw_text arch;
+    char known[256] = "";
     QW_TRY(qw_gguf_get_str(file, "general.architecture", &arch, err));
-    for (size_t i = 0; i < sizeof architectures / sizeof *architectures; i++) {
-        if (arch.n == strlen(architectures[i]) && memcmp(arch.s, architectures[i], arch.n) == 0) {
-            snprintf(out, 32, "%s", architectures[i]);
-            return QW_OK;
-        }
-    }
-    return qw_fail(err, QW_E_UNSUPPORTED, "%s: architecture '%.*s' is not supported; this version runs qwen2",
-                   qw_gguf_path(file), (int)(arch.n > 64 ? 64 : arch.n), arch.s);
+    *out = qw_family_find(arch.s, arch.n);
+    if (*out) return QW_OK;
+    size_t at = 0;
+    for (const qw_family *f = qw_family_next(NULL); f && at < sizeof known; f = qw_family_next(f))
+        at += (size_t)snprintf(known + at, sizeof known - at, "%s%s", at ? ", " : "", f->architecture);
+    return qw_fail(err, QW_E_UNSUPPORTED, "%s: architecture '%.*s' is not supported; this version runs %s",
+                   qw_gguf_path(file), (int)(arch.n > 64 ? 64 : arch.n), arch.s, known);
 }
+
+static void read_ints(reader *r, const int_rule *rules, size_t n, qw_hparams *out)
+{
+    for (size_t i = 0; i < n; i++)
+        *(uint32_t *)(void *)((char *)out + rules[i].offset) = read_int(r, rules[i].key, rules[i].min, rules[i].max);
+}
+
+#define COUNT(a) (sizeof(a) / sizeof *(a))
 
 qw_status qw_hparams_read(const qw_gguf *file, qw_hparams *out, qw_err *err)
 {
+    bool yarn;
     memset(out, 0, sizeof *out);
-    QW_TRY(read_architecture(file, out->architecture, err));
-    reader r = {.file = file, .arch = out->architecture};
-    QW_TRY(check_rope_scaling(&r, err));
-    for (size_t i = 0; i < sizeof int_rules / sizeof *int_rules; i++) {
-        const int_rule *rule = &int_rules[i];
-        *(uint32_t *)(void *)((char *)out + rule->offset) = read_int(&r, rule->key, rule->min, rule->max);
-    }
-    for (size_t i = 0; i < sizeof float_rules / sizeof *float_rules; i++) {
+    QW_TRY(find_family(file, &out->family, err));
+    const qw_family *f = out->family;
+    reader r = {.file = file, .arch = f->architecture};
+    QW_TRY(find_rope_scaling(&r, &yarn, err));
+    read_ints(&r, int_rules, COUNT(int_rules), out);
+    if (f->experts) read_ints(&r, expert_rules, COUNT(expert_rules), out);
+    if (f->hybrid) read_ints(&r, delta_rules, COUNT(delta_rules), out);
+    /* Experts may be all there is. */
+    if (!f->experts || has(&r, "feed_forward_length")) out->ffn = read_int(&r, "feed_forward_length", 32, 1u << 20);
+    for (size_t i = 0; i < COUNT(float_rules); i++) {
         const float_rule *rule = &float_rules[i];
         *(float *)(void *)((char *)out + rule->offset) = read_float(&r, rule->key, rule->min, rule->max);
     }
-    if (r.faults.n == 0) check_relations(&r, out);
+    if (r.faults.n == 0) {
+        out->n_mtp = read_int_or(&r, "nextn_predict_layers", 0, 16, 0);
+        if (out->n_mtp >= out->n_layers)
+            qw_faults_add(&r.faults, "%u of %u blocks are for multi-token prediction", out->n_mtp, out->n_layers);
+        out->n_layers -= out->n_mtp;
+        check_heads(&r, out);
+        if (f->experts) check_experts(&r, out);
+        if (f->hybrid) check_delta(&r, out);
+        if (yarn) read_yarn(&r, out);
+    }
     return qw_faults_report(&r.faults, QW_E_FORMAT, qw_gguf_path(file), err);
 }

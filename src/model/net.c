@@ -10,36 +10,53 @@
 
 enum { VOCAB_MAX = 1 << 20 };
 
-/* Which blocks a family's layers are made of. */
-typedef struct family {
-    const char *architecture;
-    const qw_block *mixer, *ffn;
-} family;
-
-static const family families[] = {
-    {"qwen2", &qw_block_attention, &qw_block_swiglu},
-};
-
-static const family *find_family(const char *architecture)
-{
-    for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
-        if (strcmp(families[i].architecture, architecture) == 0) return &families[i];
-    }
-    return NULL;
-}
-
 /* ---- binder ----------------------------------------------------------------------------------- */
 
-static const qw_tensor *find(qw_binder *b, const char *name_fmt, uint32_t il, bool optional, char name[64])
+static void format_name(const char *name_fmt, uint32_t il, char name[64])
 {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
     snprintf(name, 64, name_fmt, il);
 #pragma GCC diagnostic pop
+}
+
+static const qw_tensor *find(qw_binder *b, const char *name_fmt, uint32_t il, bool optional, char name[64])
+{
+    format_name(name_fmt, il, name);
     const qw_tensor *t = qw_gguf_find_tensor(b->file, name);
     if (!t && !optional) qw_faults_add(&b->faults, "%s is missing", name);
     if (t) b->bound[t - qw_gguf_tensor(b->file, 0)] = true;
     return t;
+}
+
+bool qw_bind_has(const qw_binder *b, const char *name_fmt, uint32_t il)
+{
+    char name[64];
+    format_name(name_fmt, il, name);
+    return qw_gguf_find_tensor(b->file, name) != NULL;
+}
+
+/* "[3,4]", slowest dimension first, as the rest of the world writes shapes. */
+typedef struct shape_text {
+    char s[96];
+} shape_text;
+
+static shape_text shape_of(const qw_tensor *t)
+{
+    shape_text text;
+    size_t at = 0;
+    for (uint32_t i = t->n_dims; i-- > 0 && at < sizeof text.s;) {
+        at += (size_t)snprintf(text.s + at, sizeof text.s - at, "%s%llu", at ? "," : "[", (unsigned long long)t->ne[i]);
+    }
+    if (at < sizeof text.s) snprintf(text.s + at, sizeof text.s - at, "]");
+    return text;
+}
+
+static qw_weight weight_of(const qw_tensor *t, size_t n, size_t rows, size_t k)
+{
+    size_t row_bytes = qw_type_row_bytes(t->type, k);
+    return (qw_weight){.name = t->name, .type = t->type, .rows = rows, .k = k, .n_stacked = n, .data = t->data,
+                       .row_bytes = row_bytes, .stack_bytes = rows * row_bytes};
 }
 
 void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, qw_weight *out)
@@ -47,41 +64,100 @@ void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows
     char name[64];
     const qw_tensor *t = find(b, name_fmt, il, false, name);
     if (!t) return;
-    if (t->n_dims != 2 || t->ne[0] != k || t->ne[1] != rows) {
-        qw_faults_add(&b->faults, "%s: want [%zu,%zu], file has [%llu,%llu%s]", name, rows, k,
-                      (unsigned long long)t->ne[1], (unsigned long long)t->ne[0], t->n_dims > 2 ? ",..." : "");
+    bool row = t->n_dims == 1 && rows == 1; /* some files store a single row as a vector */
+    if (!(t->n_dims == 2 || row) || t->ne[0] != k || (!row && t->ne[1] != rows)) {
+        qw_faults_add(&b->faults, "%s: want [%zu,%zu], file has %s", name, rows, k, shape_of(t).s);
         return;
     }
-    *out = (qw_weight){.name = t->name, .type = t->type, .rows = rows, .k = k, .data = t->data,
-                       .row_bytes = qw_type_row_bytes(t->type, k)};
+    *out = weight_of(t, 1, rows, k);
     b->net->n_params += (uint64_t)rows * k;
+}
+
+void qw_bind_stack(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, size_t rows, size_t k, qw_weight *out)
+{
+    char name[64];
+    const qw_tensor *t = find(b, name_fmt, il, false, name);
+    if (!t) return;
+    if (t->n_dims != 3 || t->ne[0] != k || t->ne[1] != rows || t->ne[2] != n) {
+        qw_faults_add(&b->faults, "%s: want [%zu,%zu,%zu], file has %s", name, n, rows, k, shape_of(t).s);
+        return;
+    }
+    *out = weight_of(t, n, rows, k);
+    b->net->n_params += (uint64_t)n * rows * k;
+}
+
+qw_weight qw_weight_rows(const qw_weight *w, size_t row0, size_t rows)
+{
+    qw_weight part = *w;
+    part.rows = rows;
+    if (part.data) part.data += row0 * w->row_bytes;
+    return part;
+}
+
+void qw_each_of(qw_weight *const *all, size_t n, qw_net_weight_fn *fn, void *ctx)
+{
+    for (size_t i = 0; i < n; i++) {
+        if (all[i]->data) fn(ctx, all[i]);
+    }
+}
+
+static bool is_float_type(const qw_tensor *t)
+{
+    return t->type == QW_TYPE_F32 || t->type == QW_TYPE_F16 || t->type == QW_TYPE_BF16;
+}
+
+/* n floats that live as long as the network. */
+static float *new_vector(qw_binder *b, const char *name, size_t n)
+{
+    qw_net *net = b->net;
+    float *v;
+    if (qw_grow(&net->vectors, net->n_vectors, net->n_vectors + 1, sizeof *net->vectors, "tensors", NULL) != QW_OK ||
+        qw_alloc(&v, n, sizeof *v, name, NULL) != QW_OK) {
+        qw_faults_add(&b->faults, "%s: out of memory", name);
+        return NULL;
+    }
+    net->vectors[net->n_vectors++] = v;
+    net->n_params += n;
+    return v;
+}
+
+void qw_bind_turned(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, const float **out)
+{
+    char name[64];
+    float row[64], *turned;
+    *out = NULL;
+    const qw_tensor *t = find(b, name_fmt, il, false, name);
+    if (!t) return;
+    QW_ASSERT(k <= sizeof row / sizeof *row);
+    if (t->n_dims != 2 || t->ne[0] != k || t->ne[1] != rows || !is_float_type(t)) {
+        qw_faults_add(&b->faults, "%s: want [%zu,%zu] in F32, F16 or BF16, file has %s in %s", name, rows, k, shape_of(t).s,
+                      qw_type_get(t->type)->name);
+        return;
+    }
+    turned = new_vector(b, name, rows * k);
+    for (size_t r = 0; turned && r < rows; r++) {
+        qw_dequantize_row(t->type, t->data + r * qw_type_row_bytes(t->type, k), row, k);
+        for (size_t i = 0; i < k; i++) turned[i * rows + r] = row[i];
+    }
+    *out = turned;
 }
 
 void qw_bind_vector(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, bool optional, const float **out)
 {
     char name[64];
-    float *copy;
     *out = NULL;
     const qw_tensor *t = find(b, name_fmt, il, optional, name);
     if (!t) return;
     if (t->n_dims != 1 || t->ne[0] != n) {
-        qw_faults_add(&b->faults, "%s: want [%zu], file has [%llu%s]", name, n, (unsigned long long)t->ne[0],
-              t->n_dims > 1 ? ",..." : "");
+        qw_faults_add(&b->faults, "%s: want [%zu], file has %s", name, n, shape_of(t).s);
         return;
     }
-    if (t->type != QW_TYPE_F32 && t->type != QW_TYPE_F16 && t->type != QW_TYPE_BF16) {
+    if (!is_float_type(t)) {
         qw_faults_add(&b->faults, "%s: want F32, F16 or BF16, file has %s", name, qw_type_get(t->type)->name);
         return;
     }
-    qw_net *net = b->net;
-    if (qw_grow(&net->vectors, net->n_vectors, net->n_vectors + 1, sizeof *net->vectors, "tensors", NULL) != QW_OK ||
-        qw_alloc(&copy, n, sizeof *copy, name, NULL) != QW_OK) {
-        qw_faults_add(&b->faults, "%s: out of memory", name);
-        return;
-    }
-    net->vectors[net->n_vectors++] = copy;
-    qw_dequantize_row(t->type, t->data, copy, n);
-    net->n_params += n;
+    float *copy = new_vector(b, name, n);
+    if (copy) qw_dequantize_row(t->type, t->data, copy, n);
     *out = copy;
 }
 
@@ -100,7 +176,7 @@ static void refuse_unknown_tensors(qw_binder *b)
     if (n == 0) return;
     qw_faults_add(&b->faults, n == 1 ? "%s is not part of the %s architecture"
                                      : "%s is not part of the %s architecture, nor are %zu other tensors",
-                  first, b->net->hp.architecture, n - 1);
+                  first, b->net->hp.family->architecture, n - 1);
 }
 
 /* The number of rows of the embedding is the size of the vocabulary. */
@@ -124,27 +200,63 @@ static void bind_vocabulary(qw_binder *b, qw_net *net)
     else qw_bind_matrix(b, "output.weight", 0, hp->n_vocab, hp->hidden, &net->head);
 }
 
+/* Blocks for multi-token prediction come after the layers; their tensors are known. */
+static void know_mtp_blocks(qw_binder *b, const qw_hparams *hp)
+{
+    for (size_t i = 0; hp->n_mtp && i < qw_gguf_n_tensors(b->file); i++) {
+        unsigned il;
+        if (sscanf(qw_gguf_tensor(b->file, i)->name, "blk.%u.", &il) == 1 && il >= hp->n_layers) b->bound[i] = true;
+    }
+}
+
+/* A list in the file wins over the interval; the last layer of an interval has attention. */
+static bool is_recurrent(const qw_binder *b, const qw_hparams *hp, uint32_t il)
+{
+    char key[128];
+    qw_gguf_array list;
+    if (!hp->family->hybrid) return false;
+    snprintf(key, sizeof key, "%s.attention.recurrent_layers", hp->family->architecture);
+    if (qw_gguf_has(b->file, key) && qw_gguf_get_array(b->file, key, QW_GGUF_BOOL, &list, NULL) == QW_OK && il < list.n)
+        return qw_gguf_array_int(&list, il) != 0;
+    return (il + 1) % hp->full_attention_interval != 0;
+}
+
+static void bind_layer(qw_binder *b, qw_net *net, uint32_t il)
+{
+    const qw_hparams *hp = &net->hp;
+    qw_layer *layer = &net->layers[il];
+    char norm[64];
+    bool recurrent = is_recurrent(b, hp, il);
+    bool experts = hp->family->experts && (hp->ffn == 0 || qw_bind_has(b, "blk.%u.ffn_gate_inp.weight", il));
+    snprintf(norm, sizeof norm, "blk.%%u.%s.weight", hp->family->ffn_norm);
+    layer->mixer = recurrent ? &qw_block_delta : &qw_block_attention;
+    layer->ffn = experts ? &qw_block_moe : &qw_block_swiglu;
+    layer->last = il + 1 == hp->n_layers;
+    qw_bind_vector(b, "blk.%u.attn_norm.weight", il, hp->hidden, false, &layer->mixer_norm);
+    layer->mixer->bind(b, hp, il, layer);
+    qw_bind_vector(b, norm, il, hp->hidden, false, &layer->ffn_norm);
+    layer->ffn->bind(b, hp, il, layer);
+    if (recurrent) {
+        layer->delta.net.offset = net->recurrent_bytes;
+        net->recurrent_bytes += qw_delta_state_bytes(&layer->delta.net);
+    } else {
+        layer->kv_index = net->n_kv_layers++;
+    }
+}
+
 static void bind_all(qw_binder *b, qw_net *net)
 {
-    qw_hparams *hp = &net->hp;
-    const family *f = find_family(hp->architecture);
-    QW_ASSERT(f);
     bind_vocabulary(b, net);
-    qw_bind_vector(b, "output_norm.weight", 0, hp->hidden, false, &net->output_norm);
-    for (uint32_t il = 0; il < hp->n_layers; il++) {
-        qw_layer *layer = &net->layers[il];
-        layer->mixer = f->mixer;
-        layer->ffn = f->ffn;
-        layer->mixer->bind(b, hp, il, layer);
-        layer->ffn->bind(b, hp, il, layer);
-    }
+    qw_bind_vector(b, "output_norm.weight", 0, net->hp.hidden, false, &net->output_norm);
+    for (uint32_t il = 0; il < net->hp.n_layers; il++) bind_layer(b, net, il);
+    know_mtp_blocks(b, &net->hp);
     refuse_unknown_tensors(b);
 }
 
 static void count_type(void *ctx, qw_weight *w)
 {
     uint64_t *bytes = ctx;
-    bytes[w->type] += (uint64_t)w->rows * w->row_bytes;
+    bytes[w->type] += (uint64_t)w->n_stacked * w->rows * w->row_bytes;
 }
 
 static void note_act(void *ctx, qw_weight *w)
@@ -202,11 +314,8 @@ void qw_net_each_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx)
 {
     for (uint32_t il = 0; il < net->hp.n_layers; il++) {
         qw_layer *l = &net->layers[il];
-        qw_weight *all[] = {&l->attn.q, &l->attn.k, &l->attn.v, &l->attn.o,
-                            &l->swiglu.gate, &l->swiglu.up, &l->swiglu.down};
-        for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
-            if (all[i]->data) fn(ctx, all[i]);
-        }
+        l->mixer->each_weight(l, fn, ctx);
+        l->ffn->each_weight(l, fn, ctx);
     }
     fn(ctx, &net->head);
 }

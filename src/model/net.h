@@ -8,6 +8,7 @@
 #ifndef QW_MODEL_NET_H
 #define QW_MODEL_NET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "backend/backend.h"
@@ -15,38 +16,89 @@
 #include "base/status.h"
 #include "formats/gguf.h"
 
+/* What makes an architecture: a row of the table in family.c. Everything else is read from the file. */
+typedef struct qw_family {
+    const char *architecture;
+    const char *ffn_norm;  /* name of the feed-forward block's norm */
+    bool qkv_bias;         /* q, k and v have biases */
+    bool qk_norm;          /* q and k are normed head by head */
+    bool gated_attention;  /* q comes with a gate for the attention's output */
+    bool hybrid;           /* most layers are gated delta-nets */
+    bool tiled;            /* of those: value head j reads key head j % key heads, otherwise j / ratio */
+    bool joint_gates;      /* of those: beta and alpha are one matrix, [beta | alpha] for each key head */
+    bool experts;          /* feed-forward blocks may be experts */
+    bool renormalise;      /* their weights, where the file does not say */
+} qw_family;
+
+/* NULL: an architecture that qw does not run. */
+const qw_family *qw_family_find(const char *name, size_t n);
+/* The next row after f, the first after NULL, NULL after the last. */
+const qw_family *qw_family_next(const qw_family *f);
+
+typedef struct qw_yarn {
+    float factor; /* 0: none */
+    float original_context, attention_factor, beta_fast, beta_slow;
+} qw_yarn;
+
 typedef struct qw_hparams {
-    char architecture[32];
-    uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, n_vocab;
-    uint32_t context_length; /* tokens the model was trained for */
+    const qw_family *family;
+    uint32_t n_layers, n_mtp; /* n_mtp: further blocks of the file, for multi-token prediction */
+    uint32_t hidden, n_heads, n_kv_heads, head_dim, n_vocab;
+    uint32_t ffn;             /* of dense blocks; 0: none */
+    uint32_t n_rot;           /* elements of a head that are rotated */
+    uint32_t n_experts, n_experts_used, expert_ffn, shared_ffn; /* shared_ffn 0: no shared expert */
+    bool renormalise;
+    uint32_t n_k_heads, n_v_heads, k_dim, v_dim, n_taps; /* of delta-nets */
+    uint32_t full_attention_interval; /* of hybrids, where the file has no list */
+    uint32_t context_length;  /* tokens the model was trained for */
     float rope_base, rms_eps;
+    qw_yarn yarn;
 } qw_hparams;
 
 typedef struct qw_layer qw_layer;
 typedef struct qw_pass qw_pass;
 typedef struct qw_binder qw_binder;
+typedef void qw_net_weight_fn(void *ctx, qw_weight *w);
 
-/* One kind of block. bind finds the weights of layer `il`; forward adds the block's result to pass->x. */
+/* One kind of block: adds f(pass->normed) to pass->x. bind finds the weights of layer `il`. */
 typedef struct qw_block {
     const char *name;
     void (*bind)(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *layer);
-    void (*forward)(qw_pass *pass, const qw_layer *layer, uint32_t il);
+    void (*forward)(qw_pass *pass, const qw_layer *layer);
+    void (*each_weight)(qw_layer *layer, qw_net_weight_fn *fn, void *ctx);
 } qw_block;
 
 extern const qw_block qw_block_attention; /* full causal attention with grouped queries and RoPE */
+extern const qw_block qw_block_delta;     /* gated delta-net: a recurrence instead of attention */
 extern const qw_block qw_block_swiglu;    /* down(silu(gate x) * up x) */
+extern const qw_block qw_block_moe;       /* experts, a few of which are chosen for each token */
+
+typedef struct qw_ffn {
+    qw_weight gate, up, down; /* [ffn, hidden] twice, [hidden, ffn]; of experts: stacks */
+} qw_ffn;
 
 struct qw_layer {
     const qw_block *mixer, *ffn;
+    const float *mixer_norm, *ffn_norm; /* [hidden]: of the blocks' inputs */
+    uint32_t kv_index;                  /* among the layers with keys and values */
+    bool last;                          /* nothing after it looks at other rows than those asked for */
     struct {
-        const float *norm;        /* [hidden] */
-        qw_weight q, k, v, o;     /* [heads*hd, hidden], [kv*hd, hidden] twice, [hidden, heads*hd] */
+        qw_weight q, k, v, o;      /* [heads*hd, hidden], [kv*hd, hidden] twice, [hidden, heads*hd]; a gated q has 2*hd
+                                      rows a head: the query, then its gate */
         const float *bq, *bk, *bv; /* [rows] or NULL */
+        const float *q_norm, *k_norm; /* [hd] or NULL */
     } attn;
     struct {
-        const float *norm;        /* [hidden] */
-        qw_weight gate, up, down; /* [ffn, hidden] twice, [hidden, ffn] */
-    } swiglu;
+        qw_weight qkv, z, out;     /* [channels, hidden], [value, hidden], [hidden, value] */
+        qw_weight beta, alpha;     /* [value heads, hidden] each; joint: beta is [2 * value heads, hidden], alpha unused */
+        qw_delta net;
+    } delta;
+    qw_ffn swiglu;
+    struct {
+        qw_weight router;          /* [experts, hidden] */
+        qw_ffn experts, shared;    /* shared: without rows where there is none */
+        qw_weight shared_scale;    /* [1, hidden] */
+    } moe;
 };
 
 typedef struct qw_net {
@@ -59,6 +111,8 @@ typedef struct qw_net {
     float **vectors;           /* owns the float copies of all one-dimensional tensors */
     size_t n_vectors;
     uint64_t n_params;
+    uint32_t n_kv_layers;      /* layers with keys and values */
+    size_t recurrent_bytes;    /* of a sequence's recurrent state: all delta-nets */
     bool acts[QW_ACT_COUNT];   /* what its matrices, packed, want their input as */
     const char *quantization;  /* the type that most weight bytes have */
 } qw_net;
@@ -67,7 +121,6 @@ qw_status qw_net_open(const qw_gguf *file, qw_net **out, qw_err *err) QW_MUST_CH
 void qw_net_close(qw_net *net);
 /* Calls fn for every matrix, in file-independent order: layers, then the head. The embedding comes only when
  * it is the head (it is otherwise read by row, never multiplied). */
-typedef void qw_net_weight_fn(void *ctx, qw_weight *w);
 void qw_net_each_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx);
 
 /* ---- for block_*.c ---------------------------------------------------------------------------- */
@@ -81,7 +134,17 @@ struct qw_binder {
 };
 /* Formats the name with the layer number; wants exactly [rows, k]. */
 void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, qw_weight *out);
+/* A matrix for each of n experts: wants exactly [n, rows, k]. */
+void qw_bind_stack(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, size_t rows, size_t k, qw_weight *out);
 /* A float copy of a one-dimensional tensor of n elements. optional: NULL when absent, no fault. */
 void qw_bind_vector(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, bool optional, const float **out);
+/* A float copy of a small matrix [rows, k], turned into [k, rows]. */
+void qw_bind_turned(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, const float **out);
+/* Is there a tensor of this name? Does not count as asking for it. */
+bool qw_bind_has(const qw_binder *b, const char *name_fmt, uint32_t il);
+/* Rows [row0, row0 + rows) of each matrix of w. */
+qw_weight qw_weight_rows(const qw_weight *w, size_t row0, size_t rows);
+/* For each_weight: calls fn unless the weight was not bound. */
+void qw_each_of(qw_weight *const *all, size_t n, qw_net_weight_fn *fn, void *ctx);
 
 #endif

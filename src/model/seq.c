@@ -187,10 +187,15 @@ void qw_seq_advance(qw_seq *s, const int32_t *tokens, uint32_t n)
     s->n_tokens += n;
 }
 
+bool qw_seq_can_truncate(const qw_seq *s, uint32_t n_tokens)
+{
+    return n_tokens == 0 || n_tokens >= s->n_tokens || s->pool->recurrent_bytes == 0;
+}
+
 qw_status qw_seq_truncate(qw_seq *s, uint32_t n_tokens, const int32_t *tokens, qw_err *err)
 {
     if (n_tokens >= s->n_tokens) return QW_OK;
-    if (s->pool->recurrent_bytes && n_tokens > 0) {
+    if (!qw_seq_can_truncate(s, n_tokens)) {
         return qw_fail(err, QW_E_UNSUPPORTED, "a recurrent state cannot be rewound to token %u", n_tokens);
     }
     uint32_t n_pages = (n_tokens + QW_KV_TILE - 1) / QW_KV_TILE;

@@ -9,6 +9,7 @@
 #ifndef QW_MODEL_SEQ_H
 #define QW_MODEL_SEQ_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "backend/backend.h"
@@ -44,6 +45,8 @@ qw_status qw_seq_fork(const qw_seq *seq, qw_seq **out, qw_err *err) QW_MUST_CHEC
 qw_status qw_seq_reserve(qw_seq *seq, uint32_t n_tokens_after, qw_err *err) QW_MUST_CHECK;
 /* Notes that the n tokens at the current end were computed. */
 void qw_seq_advance(qw_seq *seq, const int32_t *tokens, uint32_t n);
+/* Can it be cut there? A recurrent state cannot be rewound: only to its beginning. */
+bool qw_seq_can_truncate(const qw_seq *seq, uint32_t n_tokens);
 /* Forgets positions >= n_tokens. Attention alone can do this at any position; a recurrent state cannot be
  * rewound, so with recurrent_bytes > 0 only 0 is allowed (QW_E_UNSUPPORTED). `tokens` are the ids of the
  * remaining positions, for the history. */

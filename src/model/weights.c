@@ -19,15 +19,11 @@ static void add_entry(void *ctx, qw_weight *w)
 {
     pack_table *t = ctx;
     qw_pack pack = qw_pack_of(w->type);
+    size_t n_groups = w->n_stacked * qw_weight_groups(w), group_bytes = qw_pack_group_bytes(pack, w->k);
     if (t->entries) {
-        pack_entry *e = &t->entries[t->n];
-        e->weight = w;
-        e->pack = pack;
-        e->offset = t->bytes;
-        e->n_groups = (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS;
-        e->group_bytes = qw_pack_group_bytes(pack, w->k);
+        t->entries[t->n] = (pack_entry){.weight = w, .pack = pack, .offset = t->bytes, .n_groups = n_groups,
+                                        .group_bytes = group_bytes};
     }
-    size_t n_groups = (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS, group_bytes = qw_pack_group_bytes(pack, w->k);
     t->n++;
     t->n_groups += n_groups;
     if (group_bytes > t->group_bytes_max) t->group_bytes_max = group_bytes;
@@ -69,8 +65,9 @@ static void fill_groups(void *ctx, int64_t begin, int64_t end, int thread)
         const pack_entry *e = &a->table->entries[i];
         const qw_weight *w = e->weight;
         for (size_t g = from > first ? from - first : 0; g < e->n_groups && first + g < to; g++) {
-            size_t row = g * QW_GROUP_ROWS, n_rows = w->rows - row < QW_GROUP_ROWS ? w->rows - row : QW_GROUP_ROWS;
-            qw_pack_group(e->pack, w->data + row * w->row_bytes, w->row_bytes, n_rows, w->k,
+            size_t matrix = g / qw_weight_groups(w), row = g % qw_weight_groups(w) * QW_GROUP_ROWS;
+            size_t n_rows = w->rows - row < QW_GROUP_ROWS ? w->rows - row : QW_GROUP_ROWS;
+            qw_pack_group(e->pack, qw_weight_row(w, matrix, row), w->row_bytes, n_rows, w->k,
                           a->out + (e->offset + g * e->group_bytes - a->from));
         }
     }
@@ -89,6 +86,14 @@ static size_t group_at(const pack_table *t, uint64_t offset)
     return first;
 }
 
+/* Where group g of all matrices of w begins in the file; behind the last group, where the last matrix ends. */
+static const uint8_t *data_of_group(const qw_weight *w, size_t g)
+{
+    size_t per_matrix = qw_weight_groups(w);
+    if (g == w->n_stacked * per_matrix) return qw_weight_row(w, w->n_stacked - 1, w->rows);
+    return qw_weight_row(w, g / per_matrix, g % per_matrix * QW_GROUP_ROWS);
+}
+
 /* The rows of groups [from, to) have been read and are not needed again: without this the whole model file would stay
  * in our memory beside its packed copy. A hint; a page that is wanted after all comes back from the file. */
 static void drop_rows(const pack_table *t, size_t from, size_t to)
@@ -98,10 +103,9 @@ static void drop_rows(const pack_table *t, size_t from, size_t to)
     for (size_t i = 0; i < t->n && first < to; first += t->entries[i++].n_groups) {
         const pack_entry *e = &t->entries[i];
         if (from >= first + e->n_groups) continue;
-        size_t row = (from > first ? from - first : 0) * QW_GROUP_ROWS, end = (to - first) * QW_GROUP_ROWS;
-        if (end > e->weight->rows) end = e->weight->rows;
-        uintptr_t data = (uintptr_t)e->weight->data, begin = (data + row * e->weight->row_bytes) & ~(page - 1);
-        madvise((void *)begin, data + end * e->weight->row_bytes - begin, MADV_DONTNEED);
+        uintptr_t begin = (uintptr_t)data_of_group(e->weight, from > first ? from - first : 0) & ~(page - 1);
+        uintptr_t end = (uintptr_t)data_of_group(e->weight, to - first < e->n_groups ? to - first : e->n_groups);
+        madvise((void *)begin, end - begin, MADV_DONTNEED);
     }
 }
 

@@ -210,24 +210,32 @@ static qw_status run_all(bench *b, const bench_lists *l, qw_err *err)
     return QW_OK;
 }
 
-static void count_work(void *ctx, qw_weight *w)
+/* Of experts those that one token uses. */
+typedef struct counting {
+    size_t n_used, bytes, macs;
+} counting;
+
+static void count_weight(void *ctx, qw_weight *w)
 {
-    work *sum = ctx;
-    sum->weight_bytes += w->rows * w->row_bytes;
-    sum->layer_macs += w->rows * w->k;
+    counting *sum = ctx;
+    size_t n = w->n_stacked > 1 ? sum->n_used : 1;
+    sum->bytes += n * w->rows * w->row_bytes;
+    sum->macs += n * w->rows * w->k;
 }
 
 static work work_of(qw_net *net, const qw_kv_shape *kv)
 {
-    work sum = {.kv_token_bytes = qw_kv_page_bytes(kv) / QW_KV_TILE, .head_macs = net->head.rows * net->head.k};
-    const qw_layer *last = &net->layers[net->hp.n_layers - 1];
-    const qw_weight *skipped[] = {&last->attn.q, &last->attn.o, &last->swiglu.gate, &last->swiglu.up,
-                                  &last->swiglu.down};
-    qw_net_each_weight(net, count_work, &sum);
-    sum.layer_macs -= sum.head_macs;
-    sum.silent_macs = sum.layer_macs;
-    for (size_t i = 0; i < QW_CLI_COUNT(skipped); i++) sum.silent_macs -= skipped[i]->rows * skipped[i]->k;
-    return sum;
+    counting all = {.n_used = net->hp.n_experts_used}, skipped = all;
+    size_t head = net->head.rows * net->head.k;
+    qw_layer *last = &net->layers[net->hp.n_layers - 1];
+    qw_net_each_weight(net, count_weight, &all);
+    if (last->mixer == &qw_block_attention) {
+        last->mixer->each_weight(last, count_weight, &skipped);
+        last->ffn->each_weight(last, count_weight, &skipped);
+        skipped.macs -= last->attn.k.rows * last->attn.k.k + last->attn.v.rows * last->attn.v.k;
+    }
+    return (work){.weight_bytes = all.bytes, .kv_token_bytes = qw_kv_page_bytes(kv) / QW_KV_TILE,
+                  .layer_macs = all.macs - head, .silent_macs = all.macs - head - skipped.macs, .head_macs = head};
 }
 
 /* From here on the passes go through a backend that measures. */

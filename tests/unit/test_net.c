@@ -238,7 +238,7 @@ static void test_good(void **state)
     good(&f);
     assert_int_equal(qw_gguf_open(save(&f), &g, NULL), QW_OK);
     assert_int_equal(qw_net_open(g, &net, NULL), QW_OK);
-    assert_string_equal(net->hp.architecture, "qwen2");
+    assert_string_equal(net->hp.family->architecture, "qwen2");
     assert_int_equal(net->hp.n_layers, LAYERS);
     assert_int_equal(net->hp.head_dim, HEAD_DIM);
     assert_int_equal(net->hp.n_vocab, VOCAB);
@@ -289,7 +289,7 @@ static void test_each_tensor(void **state)
         if (t->n_dims == 1) { /* [n] as [1,n] */
             f.tensors[i].n_dims = 2;
             f.tensors[i].ne[1] = 1;
-            snprintf(want, sizeof want, "%s: want [%d], file has [%d,...]", t->name, (int)t->ne[0], (int)t->ne[0]);
+            snprintf(want, sizeof want, "%s: want [%d], file has [1,%d]", t->name, (int)t->ne[0], (int)t->ne[0]);
             assert_refused(&f, QW_E_FORMAT, want);
             continue;
         }
@@ -300,7 +300,7 @@ static void test_each_tensor(void **state)
         f = all;
         f.tensors[i].n_dims = 3; /* [rows,k] as [1,rows,k] */
         f.tensors[i].ne[2] = 1;
-        snprintf(want, sizeof want, "%s: want [%d,%d], file has [%d,%d,...]", t->name, (int)t->ne[1], (int)t->ne[0],
+        snprintf(want, sizeof want, "%s: want [%d,%d], file has [1,%d,%d]", t->name, (int)t->ne[1], (int)t->ne[0],
                  (int)t->ne[1], (int)t->ne[0]);
         if (!embed) assert_refused(&f, QW_E_FORMAT, want);
         else assert_says(&f, QW_E_FORMAT, "token_embd.weight: ");
@@ -542,12 +542,12 @@ static void test_own_head_dim(void **state)
 static void test_architecture(void **state)
 {
     (void)state;
-    static const char *const others[] = {"llama", "qwen2moe", "qwen", "qwen22", "QWEN2", "", "qwen2\n"};
+    static const char *const others[] = {"llama", "qwen3vl", "qwen", "qwen22", "QWEN2", "", "qwen2\n"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         file_plan f;
         good(&f);
         key(&f, "general.architecture")->text = others[i];
-        assert_says(&f, QW_E_UNSUPPORTED, "is not supported; this version runs qwen2");
+        assert_says(&f, QW_E_UNSUPPORTED, "is not supported; this version runs qwen2, qwen2moe, ");
         if (i < 5) assert_says(&f, QW_E_UNSUPPORTED, others[i]);
     }
     file_plan f;
@@ -564,7 +564,7 @@ static void test_rope_scaling(void **state)
 {
     (void)state;
     file_plan f;
-    static const char *const types[] = {"yarn", "linear", "longrope", ""};
+    static const char *const types[] = {"linear", "longrope", "dynamic", ""};
     for (size_t i = 0; i < sizeof types / sizeof *types; i++) {
         good(&f);
         add_text(&f, "qwen2.rope.scaling.type", types[i]);
@@ -575,6 +575,12 @@ static void test_rope_scaling(void **state)
     add_text(&f, "qwen2.rope.scaling.type", "none");
     add_number(&f, "qwen2.rope.scaling.factor", 'f', 4);
     assert_opens(&f);
+    key(&f, "qwen2.rope.scaling.type")->text = "yarn";
+    assert_says(&f, QW_E_FORMAT, "qwen2.rope.scaling.original_context_length' is missing");
+    add_number(&f, "qwen2.rope.scaling.original_context_length", 'u', 64);
+    assert_opens(&f);
+    key(&f, "qwen2.rope.scaling.factor")->number = 0.5;
+    assert_says(&f, QW_E_FORMAT, "qwen2.rope.scaling.factor is 0.5, want 1 to 1024");
     /* a factor alone means linear scaling */
     static const char *const factors[] = {"qwen2.rope.scaling.factor", "qwen2.rope.scale_linear"};
     for (size_t i = 0; i < 2; i++) {

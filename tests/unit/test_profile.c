@@ -121,8 +121,8 @@ static const qw_backend_ops idle_ops = {.name = "idle", .linear = idle_linear};
 
 static void product(qw_backend *profile, const char *first, const char *second)
 {
-    qw_weight w[2] = {{.name = first, .rows = 16, .k = 32, .row_bytes = 100},
-                      {.name = second, .rows = 4, .k = 32, .row_bytes = 50}};
+    qw_weight w[2] = {{.name = first, .rows = 16, .k = 32, .n_stacked = 1, .row_bytes = 100},
+                      {.name = second, .rows = 4, .k = 32, .n_stacked = 1, .row_bytes = 50}};
     qw_linear products[2] = {{.w = &w[0]}, {.w = &w[1]}};
     profile->ops->linear(profile, NULL, 32, 3, products, second ? 2 : 1);
 }

@@ -37,7 +37,8 @@ typedef struct attn_args {
     uint32_t layer;
     const qw_kv_row *rows;
     size_t n_rows;
-    const float *q, *k, *v;
+    const float *k, *v;
+    qw_heads q;
     float *out;
     size_t ld;
 } attn_args;
@@ -116,7 +117,7 @@ static attn_state begin(const attn_args *a, size_t r0, size_t n, uint32_t h, int
     attn_state st = state_in(qw_cpu_scratch(a->cpu, thread), n * group, floats ? head_dim : qw_attn_padded(head_dim));
     float scale = 1.0f / sqrtf((float)head_dim);
     for (size_t i = 0; i < st.n_q; i++) {
-        const float *src = a->q + (r0 + i / group) * a->ld + (h * group + i % group) * head_dim;
+        const float *src = a->q.x + (r0 + i / group) * a->q.ld + (h * group + i % group) * a->q.stride;
         if (floats) {
             for (size_t d = 0; d < head_dim; d++) st.q.f32[i * st.hd + d] = src[d] * scale;
         } else {
@@ -183,12 +184,12 @@ static void attention_items(void *ctx, int64_t begin, int64_t end, int thread)
 }
 
 void qw_cpu_attention(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows,
-                          size_t n_rows, const float *q, float *out, size_t ld)
+                      size_t n_rows, qw_heads q, float *out, size_t ld_out)
 {
     qw_cpu *cpu = (qw_cpu *)be;
     QW_ASSERT(shape->n_heads / shape->n_kv_heads <= QW_CPU_QUERIES_MAX && shape->head_dim <= cpu->sizes.head_dim);
     attn_args args = {.cpu = cpu, .shape = shape, .layer = layer, .rows = rows, .n_rows = n_rows, .q = q,
-                      .out = out, .ld = ld};
+                      .out = out, .ld = ld_out};
     size_t n_max = rows_per_item(shape);
     int64_t n_items = 0;
     for (size_t r = 0; r < n_rows; n_items += shape->n_kv_heads) r += run_length(rows + r, n_rows - r, n_max);

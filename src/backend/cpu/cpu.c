@@ -16,8 +16,9 @@ static size_t round_up(size_t n, size_t to)
 
 static size_t thread_scratch_bytes(const qw_cpu_sizes *s)
 {
-    size_t linear = qw_cpu_linear_scratch(s), attention = qw_cpu_attention_scratch(s);
-    return round_up(linear > attention ? linear : attention, 4096);
+    size_t wanted[] = {qw_cpu_linear_scratch(s), qw_cpu_attention_scratch(s), qw_cpu_moe_scratch(s)}, most = 0;
+    for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) most = wanted[i] > most ? wanted[i] : most;
+    return round_up(most, 4096);
 }
 
 static size_t act_buffer_bytes(const qw_cpu_sizes *s, qw_act act)
@@ -31,7 +32,7 @@ size_t qw_cpu_scratch_bytes(const qw_cpu_sizes *sizes, int n_threads)
 {
     size_t bytes = thread_scratch_bytes(sizes) * (size_t)n_threads;
     for (int a = 0; a < QW_ACT_COUNT; a++) bytes += 2 * act_buffer_bytes(sizes, (qw_act)a);
-    return bytes;
+    return bytes + qw_cpu_moe_divide(sizes, &(qw_cpu_moe){0});
 }
 
 /* ---- elementwise ------------------------------------------------------------------------------ */
@@ -43,7 +44,8 @@ typedef struct row_args {
     float *out;
     size_t k, ld;
     float eps;
-    uint32_t n_heads, head_dim;
+    qw_heads heads;
+    uint32_t n_rot;
     const qw_weight *weight;
     const int32_t *tokens;
 } row_args;
@@ -107,24 +109,40 @@ static void cpu_silu_mul(qw_backend *be, float *gate, const float *up, size_t n_
     run_rows((qw_cpu *)be, n_rows, silu_rows, &args);
 }
 
-static void rope_rows(void *ctx, int64_t begin, int64_t end, int thread)
+static void gate_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     row_args *a = ctx;
-    size_t half = a->head_dim / 2;
     for (int64_t r = begin; r < end; r++) {
-        float *x = a->x + (size_t)r * a->ld;
-        for (uint32_t h = 0; h < a->n_heads; h++) {
-            a->kernels->rope(x + (size_t)h * a->head_dim, a->cos + (size_t)r * half, a->sin + (size_t)r * half,
-                             a->head_dim);
+        float *x = a->x + (size_t)r * a->ld, *gate = a->heads.x + (size_t)r * a->heads.ld;
+        for (uint32_t h = 0; h < a->heads.n; h++) {
+            float *head = x + (size_t)h * a->heads.dim;
+            a->kernels->sigmoid_mul(head, gate + h * a->heads.stride, a->heads.dim, head);
         }
     }
 }
 
-static void cpu_rope(qw_backend *be, float *x, size_t n_rows, size_t ld, uint32_t n_heads, uint32_t head_dim,
-                     const float *cos, const float *sin)
+static void cpu_sigmoid_gate(qw_backend *be, float *x, size_t ld, size_t n_rows, qw_heads gate)
 {
-    row_args args = {.x = x, .ld = ld, .n_heads = n_heads, .head_dim = head_dim, .cos = cos, .sin = sin};
+    row_args args = {.x = x, .ld = ld, .heads = gate};
+    run_rows((qw_cpu *)be, n_rows, gate_rows, &args);
+}
+
+static void rope_rows(void *ctx, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    row_args *a = ctx;
+    size_t half = a->n_rot / 2;
+    for (int64_t r = begin; r < end; r++) {
+        float *x = a->heads.x + (size_t)r * a->heads.ld;
+        for (uint32_t h = 0; h < a->heads.n; h++)
+            a->kernels->rope(x + h * a->heads.stride, a->cos + (size_t)r * half, a->sin + (size_t)r * half, a->n_rot);
+    }
+}
+
+static void cpu_rope(qw_backend *be, qw_heads x, size_t n_rows, uint32_t n_rot, const float *cos, const float *sin)
+{
+    row_args args = {.heads = x, .n_rot = n_rot, .cos = cos, .sin = sin};
     run_rows((qw_cpu *)be, n_rows, rope_rows, &args);
 }
 
@@ -138,6 +156,7 @@ static void cpu_destroy(qw_backend *be)
         qw_free_aligned(cpu->act[a], act_buffer_bytes(&cpu->sizes, (qw_act)a));
         qw_free_aligned(cpu->act_gated[a], act_buffer_bytes(&cpu->sizes, (qw_act)a));
     }
+    qw_free_aligned(cpu->moe.arena, cpu->moe.bytes);
     qw_free_aligned(cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads);
     free(cpu);
 }
@@ -149,10 +168,13 @@ static const qw_backend_ops cpu_ops = {
     .rms_norm = cpu_rms_norm,
     .linear = qw_cpu_linear,
     .swiglu = qw_cpu_swiglu,
+    .moe = qw_cpu_moe_run,
     .silu_mul = cpu_silu_mul,
+    .sigmoid_gate = cpu_sigmoid_gate,
     .rope = cpu_rope,
     .kv_store = qw_cpu_kv_store,
     .attention = qw_cpu_attention,
+    .delta_net = qw_cpu_delta_net,
 };
 
 qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw_backend **out, qw_err *err)
@@ -174,6 +196,11 @@ qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw
     }
     QW_TRY_GOTO(
         qw_alloc_aligned(&cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads, "thread scratch", err));
+    cpu->moe.bytes = qw_cpu_moe_divide(sizes, &cpu->moe);
+    if (cpu->moe.bytes) {
+        QW_TRY_GOTO(qw_alloc_aligned(&cpu->moe.arena, cpu->moe.bytes, "scratch for experts", err));
+        qw_cpu_moe_divide(sizes, &cpu->moe);
+    }
     *out = &cpu->base;
     return QW_OK;
 fail:

@@ -12,6 +12,24 @@ enum {
                                 of groups of any qw_act */
 };
 
+/* A pair is a row and one of its experts. Pairs are numbered by expert, then by row. */
+typedef struct qw_cpu_moe {
+    float *logits;     /* [n_rows_max, n_experts] */
+    float *scale;      /* [n_rows_max]: of the shared expert */
+    float *weight;     /* [n_rows_max, n_used] */
+    uint32_t *expert;  /* [n_rows_max, n_used], ascending in a row */
+    uint32_t *pair;    /* [n_rows_max, n_used]: number of that pair */
+    uint32_t *row;     /* [pairs] */
+    uint32_t *first;   /* [n_experts + 1]: the expert's first pair */
+    uint32_t *active;  /* [n_experts]: experts with pairs */
+    float *mid;        /* [pairs, ffn]: gate times up */
+    float *y;          /* [pairs, hidden] */
+    float *shared;     /* [n_rows_max, hidden] */
+    uint8_t *in[QW_ACT_COUNT], *act_mid[QW_ACT_COUNT]; /* [pairs] records of the inputs of gate and up, and of down */
+    uint8_t *arena;    /* owns all of them; NULL: the model has no experts */
+    size_t bytes;
+} qw_cpu_moe;
+
 typedef struct qw_cpu {
     qw_backend base;
     qw_pool *pool;
@@ -20,6 +38,7 @@ typedef struct qw_cpu {
     int n_threads;
     uint8_t *act[QW_ACT_COUNT];       /* [n_rows_max] records of the current input; NULL: not wanted */
     uint8_t *act_gated[QW_ACT_COUNT]; /* the same of a gated product, while the current input is still read */
+    qw_cpu_moe moe;
     uint8_t *scratch;           /* [n_threads][thread_bytes] */
     size_t thread_bytes;
 } qw_cpu;
@@ -30,9 +49,10 @@ static inline float *qw_cpu_scratch(const qw_cpu *cpu, int thread)
     return (float *)(void *)(cpu->scratch + (size_t)thread * cpu->thread_bytes);
 }
 
-/* Bytes of scratch that products and attention want for one thread. */
+/* Bytes of scratch that products, attention and experts want for one thread. */
 size_t qw_cpu_linear_scratch(const qw_cpu_sizes *s);
 size_t qw_cpu_attention_scratch(const qw_cpu_sizes *s);
+size_t qw_cpu_moe_scratch(const qw_cpu_sizes *s);
 
 /* Operations of the table (backend.h). */
 void qw_cpu_linear(qw_backend *be, const float *x, size_t ld_x, size_t n_rows, const qw_linear *products,
@@ -42,6 +62,12 @@ void qw_cpu_swiglu(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, c
 void qw_cpu_kv_store(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows, size_t n_rows,
                      const float *k, const float *v, size_t ld);
 void qw_cpu_attention(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows, size_t n_rows,
-                      const float *q, float *out, size_t ld);
+                      qw_heads q, float *out, size_t ld_out);
+void qw_cpu_delta_net(qw_backend *be, const qw_delta *d, const qw_kv_row *rows, size_t n_rows, const qw_delta_in *in,
+                      float *out);
+void qw_cpu_moe_run(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_moe *w, float *x, size_t ld_x);
+
+/* Divides moe->arena, or only measures it when that is NULL; returns its bytes, 0 without experts. */
+size_t qw_cpu_moe_divide(const qw_cpu_sizes *s, qw_cpu_moe *moe);
 
 #endif

@@ -44,11 +44,6 @@ typedef struct linear_run {
     const qw_weight *down;            /* the product that reads gate times up, when it is quantised for it at once */
 } linear_run;
 
-static size_t n_groups_of(const qw_weight *w)
-{
-    return (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS;
-}
-
 /* Whether a row has two records: of floats, quantising loses nothing. */
 static bool two_records(const linear_run *a, qw_act act)
 {
@@ -132,7 +127,7 @@ static size_t min_size(size_t a, size_t b)
 /* Of items [i, end) of a product: the largest piece that begins with item i; *n is how many items it takes. */
 static piece next_piece(const linear_run *a, const qw_weight *w, size_t i, size_t end, size_t *n)
 {
-    size_t per_row = n_column_items(a), n_groups = n_groups_of(w);
+    size_t per_row = n_column_items(a), n_groups = qw_weight_groups(w);
     *n = per_row == 1 ? end - i : 1;
     piece p = {.g0 = i / per_row * a->item_groups, .r0 = i % per_row * a->item_columns};
     p.g1 = min_size(n_groups, p.g0 + (per_row == 1 ? *n : 1) * a->item_groups);
@@ -206,7 +201,7 @@ static void linear_items(void *ctx, int64_t begin, int64_t end, int thread)
     size_t first = 0; /* number of the product's first item */
     for (size_t i = 0; i < a->n_products && first < (size_t)end; i++) {
         const qw_linear *p = &a->products[i];
-        size_t n = n_items(a, n_groups_of(p->w)), stop = min_size(first + n, (size_t)end), taken;
+        size_t n = n_items(a, qw_weight_groups(p->w)), stop = min_size(first + n, (size_t)end), taken;
         for (size_t at = (size_t)begin > first ? (size_t)begin : first; at < stop; at += taken) {
             piece part = next_piece(a, p->w, at - first, stop - first, &taken);
             if (p->w->pack != QW_PACK_NONE)
@@ -226,12 +221,12 @@ static void run_products(linear_run *a)
     bool packed = true;
     for (size_t i = 0; i < a->n_products; i++) {
         const qw_weight *w = a->products[i].w;
-        n_groups += n_groups_of(w);
+        n_groups += qw_weight_groups(w);
         bytes += w->rows * w->row_bytes;
         packed = packed && w->pack != QW_PACK_NONE;
     }
     int64_t chunk = choose_items(a, packed, ITEM_GROUPS, bytes / n_groups);
-    for (size_t i = 0; i < a->n_products; i++) items += n_items(a, n_groups_of(a->products[i].w));
+    for (size_t i = 0; i < a->n_products; i++) items += n_items(a, qw_weight_groups(a->products[i].w));
     qw_pool_run(a->cpu->pool, (int64_t)items, chunk, linear_items, a);
 }
 
@@ -333,7 +328,7 @@ void qw_cpu_swiglu(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, c
     quantize_input(&a, weights, 2);
     a.down = at_once ? w->down : NULL;
     int64_t chunk = choose_items(&a, true, GATE_GROUPS, w->gate->row_bytes * 2 * QW_GROUP_ROWS);
-    qw_pool_run(cpu->pool, (int64_t)n_items(&a, n_groups_of(w->gate)), chunk, gate_items, &a);
+    qw_pool_run(cpu->pool, (int64_t)n_items(&a, qw_weight_groups(w->gate)), chunk, gate_items, &a);
     if (!at_once) {
         qw_cpu_linear(be, w->gate_out, ffn, n_rows, &down, 1);
         return;

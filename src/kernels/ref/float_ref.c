@@ -94,6 +94,11 @@ static void silu_mul_ref(const float *gate, const float *up, size_t n, float *ou
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + qw_ref_exp(-gate[i])) * up[i];
 }
 
+static void sigmoid_mul_ref(const float *x, const float *gate, size_t n, float *out)
+{
+    for (size_t i = 0; i < n; i++) out[i] = x[i] * (1.0f / (1.0f + qw_ref_exp(-gate[i])));
+}
+
 static void rope_ref(float *x, const float *cos, const float *sin, size_t n)
 {
     size_t half = n / 2;
@@ -111,5 +116,6 @@ void qw_float_init_ref(qw_kernels *t)
     t->rms_norm = rms_norm_ref;
     t->add = add_ref;
     t->silu_mul = silu_mul_ref;
+    t->sigmoid_mul = sigmoid_mul_ref;
     t->rope = rope_ref;
 }

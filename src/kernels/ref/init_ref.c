@@ -10,4 +10,5 @@ void qw_kernels_init_ref(qw_kernels *t)
     qw_gemm_float_init_ref(t);
     qw_float_init_ref(t);
     qw_attn_init_ref(t);
+    qw_delta_init_ref(t);
 }

@@ -52,6 +52,8 @@ enum { QW_CLI_PATH_MAX = 4096 };
 int qw_cmd_chat(int argc, char **argv);
 int qw_cmd_run(int argc, char **argv);
 int qw_cmd_tokenize(int argc, char **argv);
+int qw_cmd_embed(int argc, char **argv);
+int qw_cmd_rerank(int argc, char **argv);
 int qw_cmd_logits(int argc, char **argv);
 int qw_cmd_bench(int argc, char **argv);
 int qw_cmd_eval(int argc, char **argv);

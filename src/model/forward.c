@@ -7,10 +7,11 @@
 
 #include "base/mem.h"
 
-qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type)
+qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type, bool mtp)
 {
+    QW_ASSERT(!mtp || net->mtp);
     const qw_hparams *hp = &net->hp;
-    return (qw_kv_shape){.type = type, .n_layers = net->n_kv_layers, .n_heads = hp->n_heads,
+    return (qw_kv_shape){.type = type, .n_layers = net->n_kv_layers + (mtp ? 1 : 0), .n_heads = hp->n_heads,
                          .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim};
 }
 
@@ -32,13 +33,15 @@ qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
     qw_cpu_sizes sizes = {.n_rows_max = n_rows_max, .k_max = max_size(k_max, hp->expert_ffn), .head_dim = hp->head_dim,
                           .n_experts = hp->n_experts, .n_used = hp->n_experts_used, .hidden = hp->hidden,
                           .expert_ffn = hp->expert_ffn};
+    if (net->mtp) sizes.k_max = max_size(sizes.k_max, 2 * (size_t)hp->hidden);
     if (packed) memcpy(sizes.acts, net->acts, sizeof sizes.acts);
     return sizes;
 }
 
 /* Divides the arena, or only measures it when pass->arena is NULL. Every piece starts on a cache line. */
-static size_t divide(qw_pass *p, const qw_hparams *hp, size_t n)
+static size_t divide(qw_pass *p, const qw_net *net, size_t n)
 {
+    const qw_hparams *hp = &net->hp;
     size_t q = (size_t)hp->n_heads * hp->head_dim * (hp->family->gated_attention ? 2 : 1);
     size_t kv = (size_t)hp->n_kv_heads * hp->head_dim, half = hp->n_rot / 2, ffn = max_size(hp->ffn, hp->shared_ffn);
     size_t value = (size_t)hp->n_v_heads * hp->v_dim, channels = 2 * (size_t)hp->n_k_heads * hp->k_dim + value;
@@ -52,7 +55,7 @@ static size_t divide(qw_pass *p, const qw_hparams *hp, size_t n)
         {&p->gate, n * ffn},     {&p->up, n * ffn},            {&p->cos, n * half},
         {&p->sin, n * half},     {&p->inv_freq, half},         {&p->qkv, n * channels},
         {&p->convolved, n * channels}, {&p->z, n * value},     {&p->beta, n * gates},
-        {&p->alpha, n * gates / 2}, {&p->decays, n * gates},
+        {&p->alpha, n * gates / 2}, {&p->decays, n * gates}, {&p->joined, net->mtp ? 2 * n * hp->hidden : 0},
     };
     size_t at = 0;
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
@@ -65,7 +68,7 @@ static size_t divide(qw_pass *p, const qw_hparams *hp, size_t n)
 size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max)
 {
     qw_pass measure = {0};
-    return divide(&measure, &net->hp, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) + sizeof(uint32_t));
+    return divide(&measure, net, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) + sizeof(uint32_t));
 }
 
 /* Dimension whose wave turns `turns` times over the original context (YaRN; transformers, modeling_rope_utils). */
@@ -98,7 +101,7 @@ static void fill_inv_freq(float *inv_freq, const qw_hparams *hp)
     }
 }
 
-qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_t n_rows_max, qw_pass **out,
+qw_status qw_pass_create(const qw_net *net, qw_backend *be, const qw_kv_shape *kv, size_t n_rows_max, qw_pass **out,
                          qw_err *err)
 {
     qw_pass *p = NULL;
@@ -107,15 +110,15 @@ qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_
     QW_TRY(qw_alloc(&p, 1, sizeof *p, "pass", err));
     p->net = net;
     p->be = be;
-    p->kv = qw_net_kv_shape(net, kv);
+    p->kv = *kv;
     p->n_rows_max = n_rows_max;
     QW_ASSERT(n_rows_max >= 2); /* the head takes half a batch at a time */
     QW_TRY_GOTO(qw_alloc(&p->kv_rows, n_rows_max, sizeof *p->kv_rows, "batch rows", err));
     QW_TRY_GOTO(qw_alloc(&p->slot, n_rows_max, sizeof *p->slot, "batch rows", err));
     QW_TRY_GOTO(qw_alloc(&p->tokens, n_rows_max, sizeof *p->tokens, "batch tokens", err));
-    p->arena_bytes = divide(p, &net->hp, n_rows_max);
+    p->arena_bytes = divide(p, net, n_rows_max);
     QW_TRY_GOTO(qw_alloc_aligned(&p->arena, p->arena_bytes, "activations", err));
-    divide(p, &net->hp, n_rows_max);
+    divide(p, net, n_rows_max);
     fill_inv_freq(p->inv_freq, &net->hp);
     p->rope_scale = net->hp.yarn.factor > 0 ? net->hp.yarn.attention_factor : 1.0f;
     *out = p;
@@ -175,50 +178,96 @@ static void enter(qw_pass *p, const float *norm)
     p->be->ops->rms_norm(p->be, p->x, norm, p->n_rows, h, h, p->net->hp.rms_eps, p->normed);
 }
 
-void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
+/* Where the rows stand, and which of them will be asked for. */
+static void begin(qw_pass *p, const qw_row *rows, size_t n_rows)
 {
-    const qw_net *net = p->net;
     QW_ASSERT(n_rows >= 1 && n_rows <= p->n_rows_max);
     p->n_rows = p->n_batch = n_rows;
     p->dropped = false;
     uint32_t n_asked = 0;
     for (size_t r = 0; r < n_rows; r++) {
         p->slot[r] = rows[r].silent ? QW_SILENT : n_asked++;
-        QW_ASSERT(rows[r].token >= 0 && (uint32_t)rows[r].token < net->hp.n_vocab);
+        QW_ASSERT(rows[r].token >= 0 && (uint32_t)rows[r].token < p->net->hp.n_vocab);
         QW_ASSERT(rows[r].pos / QW_KV_TILE < rows[r].seq->n_pages);
         p->tokens[r] = rows[r].token;
         p->kv_rows[r] = (qw_kv_row){.pages = rows[r].seq->pages, .recurrent = rows[r].seq->recurrent,
                                     .pos = rows[r].pos};
     }
     fill_rope(p, rows);
+}
+
+/* False: the last layer, and nobody asks for anything. */
+static bool run_layer(qw_pass *p, const qw_layer *layer)
+{
+    enter(p, layer->mixer_norm);
+    layer->mixer->forward(p, layer);
+    if (p->n_rows == 0) return false;
+    enter(p, layer->ffn_norm);
+    layer->ffn->forward(p, layer);
+    return true;
+}
+
+void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
+{
+    const qw_net *net = p->net;
+    begin(p, rows, n_rows);
+    p->final_norm = net->output_norm;
+    p->head = &net->head;
     p->be->ops->embed(p->be, &net->embed, p->tokens, n_rows, p->x, net->hp.hidden);
-    for (uint32_t il = 0; il < net->hp.n_layers; il++) {
-        const qw_layer *layer = &net->layers[il];
-        enter(p, layer->mixer_norm);
-        layer->mixer->forward(p, layer);
-        if (p->n_rows == 0) return; /* the last layer, and nobody asks */
-        enter(p, layer->ffn_norm);
-        layer->ffn->forward(p, layer);
-    }
+    for (uint32_t il = 0; il < net->hp.n_layers; il++)
+        if (!run_layer(p, &net->layers[il])) return;
     qw_pass_drop_silent(p); /* where the last layer has no attention, which does it */
+}
+
+void qw_forward_mtp(qw_pass *p, const qw_row *rows, size_t n_rows, const float *hidden, size_t ld)
+{
+    const qw_mtp *m = p->net->mtp;
+    const qw_backend_ops *ops = p->be->ops;
+    size_t h = p->net->hp.hidden;
+    float eps = p->net->hp.rms_eps;
+    QW_ASSERT(m && p->kv.n_layers > p->net->n_kv_layers);
+    begin(p, rows, n_rows);
+    p->final_norm = m->output_norm;
+    p->head = m->head;
+    /* x = Wjoin [norm(embedding); norm(hidden)] */
+    ops->embed(p->be, m->embed, p->tokens, n_rows, p->joined, 2 * h);
+    ops->rms_norm(p->be, p->joined, m->embed_norm, n_rows, h, 2 * h, eps, p->joined);
+    for (size_t r = 0; r < n_rows; r++) memcpy(p->joined + (2 * r + 1) * h, hidden + r * ld, h * sizeof *hidden);
+    ops->rms_norm(p->be, p->joined + h, m->hidden_norm, n_rows, h, 2 * h, eps, p->joined + h);
+    qw_linear join = {.w = &m->join, .out = p->x, .ld = h};
+    ops->linear(p->be, p->joined, 2 * h, n_rows, &join, 1);
+    run_layer(p, &m->layer);
+}
+
+void qw_pass_hidden(qw_pass *p, const uint32_t *rows, size_t n, float *out, size_t ld)
+{
+    size_t h = p->net->hp.hidden;
+    for (size_t i = 0; i < n; i++) {
+        QW_ASSERT(rows[i] < p->n_batch && p->slot[rows[i]] != QW_SILENT);
+        p->be->ops->rms_norm(p->be, p->x + p->slot[rows[i]] * h, p->final_norm, 1, h, h, p->net->hp.rms_eps, out + i * ld);
+    }
+}
+
+/* A product decides between near-equal tokens and is read once for few rows: its activations get 16 bits, which costs
+ * nothing where memory is the limit. */
+static void project(qw_pass *p, const qw_weight *w, const uint32_t *rows, size_t n, float *out, size_t ld)
+{
+    size_t h = p->net->hp.hidden, step = p->n_rows_max / 2;
+    QW_ASSERT(n <= p->n_rows_max);
+    qw_pass_hidden(p, rows, n, p->normed, h);
+    for (size_t i = 0; i < n; i += step) {
+        qw_linear product = {.w = w, .out = out + i * ld, .ld = ld, .fine = true};
+        p->be->ops->linear(p->be, p->normed + i * h, h, n - i < step ? n - i : step, &product, 1);
+    }
 }
 
 void qw_pass_logits(qw_pass *p, const uint32_t *rows, size_t n, float *out, size_t ld)
 {
-    const qw_net *net = p->net;
-    size_t h = net->hp.hidden;
-    QW_ASSERT(n <= p->n_rows_max);
-    if (n == 0) return;
-    for (size_t i = 0; i < n; i++) {
-        QW_ASSERT(rows[i] < p->n_batch && p->slot[rows[i]] != QW_SILENT);
-        p->be->ops->rms_norm(p->be, p->x + p->slot[rows[i]] * h, net->output_norm, 1, h, h, net->hp.rms_eps,
-                             p->normed + i * h);
-    }
-    /* The head decides between near-equal tokens and is read once for few rows: its activations get 16 bits, which
-     * costs nothing where memory is the limit. */
-    size_t step = p->n_rows_max / 2;
-    for (size_t i = 0; i < n; i += step) {
-        qw_linear head = {.w = &net->head, .out = out + i * ld, .ld = ld, .fine = true};
-        p->be->ops->linear(p->be, p->normed + i * h, h, n - i < step ? n - i : step, &head, 1);
-    }
+    project(p, p->head, rows, n, out, ld);
+}
+
+void qw_pass_scores(qw_pass *p, const uint32_t *rows, size_t n, float *out)
+{
+    QW_ASSERT(p->net->cls.data);
+    project(p, &p->net->cls, rows, n, out, 2);
 }

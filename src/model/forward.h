@@ -44,18 +44,21 @@ struct qw_pass {
     float *z;            /* [n_rows, n_v_heads * v_dim] */
     float *beta, *alpha; /* [n_rows, 2 * n_v_heads] together */
     float *decays;       /* [n_rows, 2 * n_v_heads] */
+    float *joined;       /* [n_rows, 2 * hidden]: input of multi-token prediction */
     float rope_scale;    /* of cos and sin */
+    const float *final_norm; /* of the last pass: the network's, or that of multi-token prediction */
+    const qw_weight *head;   /* the same */
     float *arena;        /* owns what the float pointers above divide */
     size_t arena_bytes;
 };
 
-/* Shape of KV pages for this network. */
-qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type);
+/* Shape of KV pages for this network. mtp: with room for multi-token prediction, which the network has. */
+qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type, bool mtp);
 /* What the backend's scratch must hold for batches of n_rows_max rows. packed: the weights will be. */
 qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed);
 size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max);
-/* Borrows net and be. */
-qw_status qw_pass_create(const qw_net *net, qw_backend *be, qw_kv_type kv, size_t n_rows_max, qw_pass **out,
+/* Borrows net and be. kv: as the sequences' pool has it. */
+qw_status qw_pass_create(const qw_net *net, qw_backend *be, const qw_kv_shape *kv, size_t n_rows_max, qw_pass **out,
                          qw_err *err) QW_MUST_CHECK;
 void qw_pass_destroy(qw_pass *pass);
 
@@ -64,8 +67,19 @@ void qw_forward(qw_pass *pass, const qw_row *rows, size_t n_rows);
 /* Drops the silent rows from x, normed and what belongs to them, unless that is done; for the last layer's block, once
  * its keys and values are stored. n_rows may become 0. */
 void qw_pass_drop_silent(qw_pass *pass);
-/* Logits of rows[i], not silent, of the last qw_forward: out[i * ld + token], i < n <= n_rows_max, ld >= n_vocab. May be
- * called once per pass for any subset; overwrites scratch that forward no longer needs. */
+/* The same pass for multi-token prediction. Row i stands at a position whose hidden state is hidden[i * ld] [hidden], after
+ * the final norm; its token is the one that follows that position, and its logits guess the token after that. In place of
+ * the network's, hidden may be that of an earlier such pass: a guess built on a guess. Writes keys and values of its own
+ * layer at the row's position. Source: DeepSeek-V3 technical report; llama.cpp's and vLLM's Qwen3-Next. */
+void qw_forward_mtp(qw_pass *pass, const qw_row *rows, size_t n_rows, const float *hidden, size_t ld);
+
+/* Of rows[i], not silent, of the last pass, i < n <= n_rows_max: */
+/* logits, out[i * ld + token], ld >= n_vocab. May be called once per pass for any subset; overwrites scratch that forward
+ * no longer needs. */
 void qw_pass_logits(qw_pass *pass, const uint32_t *rows, size_t n, float *out, size_t ld);
+/* hidden states after the final norm, out[i * ld + j]; */
+void qw_pass_hidden(qw_pass *pass, const uint32_t *rows, size_t n, float *out, size_t ld);
+/* scores of a reranker, out[2 * i] yes, out[2 * i + 1] no; the network has `cls`. */
+void qw_pass_scores(qw_pass *pass, const uint32_t *rows, size_t n, float *out);
 
 #endif

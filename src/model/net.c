@@ -200,13 +200,50 @@ static void bind_vocabulary(qw_binder *b, qw_net *net)
     else qw_bind_matrix(b, "output.weight", 0, hp->n_vocab, hp->hidden, &net->head);
 }
 
-/* Blocks for multi-token prediction come after the layers; their tensors are known. */
-static void know_mtp_blocks(qw_binder *b, const qw_hparams *hp)
+/* The two blocks of layer il and their norms. */
+static void bind_blocks(qw_binder *b, const qw_net *net, uint32_t il, bool recurrent, qw_layer *layer)
 {
+    const qw_hparams *hp = &net->hp;
+    char norm[64];
+    bool experts = hp->family->experts && (hp->ffn == 0 || qw_bind_has(b, "blk.%u.ffn_gate_inp.weight", il));
+    snprintf(norm, sizeof norm, "blk.%%u.%s.weight", hp->family->ffn_norm);
+    layer->mixer = recurrent ? &qw_block_delta : &qw_block_attention;
+    layer->ffn = experts ? &qw_block_moe : &qw_block_swiglu;
+    qw_bind_vector(b, "blk.%u.attn_norm.weight", il, hp->hidden, false, &layer->mixer_norm);
+    layer->mixer->bind(b, hp, il, layer);
+    qw_bind_vector(b, norm, il, hp->hidden, false, &layer->ffn_norm);
+    layer->ffn->bind(b, hp, il, layer);
+}
+
+/* Blocks for multi-token prediction come after the layers. Some files hold only parts of one: those are left alone. */
+static void bind_mtp(qw_binder *b, qw_net *net)
+{
+    const qw_hparams *hp = &net->hp;
+    uint32_t il = hp->n_layers;
+    size_t h = hp->hidden;
     for (size_t i = 0; hp->n_mtp && i < qw_gguf_n_tensors(b->file); i++) {
-        unsigned il;
-        if (sscanf(qw_gguf_tensor(b->file, i)->name, "blk.%u.", &il) == 1 && il >= hp->n_layers) b->bound[i] = true;
+        unsigned block;
+        if (sscanf(qw_gguf_tensor(b->file, i)->name, "blk.%u.", &block) == 1 && block >= il) b->bound[i] = true;
     }
+    if (!hp->n_mtp || !qw_bind_has(b, "blk.%u.nextn.eh_proj.weight", il)) return;
+    if (qw_alloc(&net->mtp, 1, sizeof *net->mtp, "multi-token prediction", NULL) != QW_OK) {
+        qw_faults_add(&b->faults, "blk.%u: out of memory", il);
+        return;
+    }
+    qw_mtp *m = net->mtp;
+    qw_bind_matrix(b, "blk.%u.nextn.eh_proj.weight", il, h, 2 * h, &m->join);
+    qw_bind_vector(b, "blk.%u.nextn.enorm.weight", il, h, false, &m->embed_norm);
+    qw_bind_vector(b, "blk.%u.nextn.hnorm.weight", il, h, false, &m->hidden_norm);
+    qw_bind_vector(b, "blk.%u.nextn.shared_head_norm.weight", il, h, false, &m->output_norm);
+    if (qw_bind_has(b, "blk.%u.nextn.embed_tokens.weight", il))
+        qw_bind_matrix(b, "blk.%u.nextn.embed_tokens.weight", il, hp->n_vocab, h, &m->own_embed);
+    if (qw_bind_has(b, "blk.%u.nextn.shared_head_head.weight", il))
+        qw_bind_matrix(b, "blk.%u.nextn.shared_head_head.weight", il, hp->n_vocab, h, &m->own_head);
+    m->embed = m->own_embed.data ? &m->own_embed : &net->embed;
+    m->head = m->own_head.data ? &m->own_head : &net->head;
+    bind_blocks(b, net, il, false, &m->layer);
+    m->layer.last = true;
+    m->layer.kv_index = net->n_kv_layers;
 }
 
 /* A list in the file wins over the interval; the last layer of an interval has attention. */
@@ -223,19 +260,10 @@ static bool is_recurrent(const qw_binder *b, const qw_hparams *hp, uint32_t il)
 
 static void bind_layer(qw_binder *b, qw_net *net, uint32_t il)
 {
-    const qw_hparams *hp = &net->hp;
     qw_layer *layer = &net->layers[il];
-    char norm[64];
-    bool recurrent = is_recurrent(b, hp, il);
-    bool experts = hp->family->experts && (hp->ffn == 0 || qw_bind_has(b, "blk.%u.ffn_gate_inp.weight", il));
-    snprintf(norm, sizeof norm, "blk.%%u.%s.weight", hp->family->ffn_norm);
-    layer->mixer = recurrent ? &qw_block_delta : &qw_block_attention;
-    layer->ffn = experts ? &qw_block_moe : &qw_block_swiglu;
-    layer->last = il + 1 == hp->n_layers;
-    qw_bind_vector(b, "blk.%u.attn_norm.weight", il, hp->hidden, false, &layer->mixer_norm);
-    layer->mixer->bind(b, hp, il, layer);
-    qw_bind_vector(b, norm, il, hp->hidden, false, &layer->ffn_norm);
-    layer->ffn->bind(b, hp, il, layer);
+    bool recurrent = is_recurrent(b, &net->hp, il);
+    bind_blocks(b, net, il, recurrent, layer);
+    layer->last = il + 1 == net->hp.n_layers;
     if (recurrent) {
         layer->delta.net.offset = net->recurrent_bytes;
         net->recurrent_bytes += qw_delta_state_bytes(&layer->delta.net);
@@ -249,7 +277,8 @@ static void bind_all(qw_binder *b, qw_net *net)
     bind_vocabulary(b, net);
     qw_bind_vector(b, "output_norm.weight", 0, net->hp.hidden, false, &net->output_norm);
     for (uint32_t il = 0; il < net->hp.n_layers; il++) bind_layer(b, net, il);
-    know_mtp_blocks(b, &net->hp);
+    bind_mtp(b, net);
+    if (qw_bind_has(b, "cls.output.weight", 0)) qw_bind_matrix(b, "cls.output.weight", 0, 2, net->hp.hidden, &net->cls);
     refuse_unknown_tensors(b);
 }
 
@@ -292,6 +321,7 @@ qw_status qw_net_open(const qw_gguf *file, qw_net **out, qw_err *err)
     QW_TRY_GOTO(qw_faults_report(&b.faults, QW_E_FORMAT, qw_gguf_path(file), err));
     net->quantization = most_used_type(net);
     qw_net_each_weight(net, note_act, net->acts);
+    qw_net_each_mtp_weight(net, note_act, net->acts);
     free(b.bound);
     *out = net;
     return QW_OK;
@@ -307,15 +337,27 @@ void qw_net_close(qw_net *net)
     for (size_t i = 0; i < net->n_vectors; i++) free(net->vectors[i]);
     free(net->vectors);
     free(net->layers);
+    free(net->mtp);
     free(net);
+}
+
+static void each_of_layer(qw_layer *l, qw_net_weight_fn *fn, void *ctx)
+{
+    l->mixer->each_weight(l, fn, ctx);
+    l->ffn->each_weight(l, fn, ctx);
 }
 
 void qw_net_each_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx)
 {
-    for (uint32_t il = 0; il < net->hp.n_layers; il++) {
-        qw_layer *l = &net->layers[il];
-        l->mixer->each_weight(l, fn, ctx);
-        l->ffn->each_weight(l, fn, ctx);
-    }
+    for (uint32_t il = 0; il < net->hp.n_layers; il++) each_of_layer(&net->layers[il], fn, ctx);
+    if (net->cls.data) fn(ctx, &net->cls);
     fn(ctx, &net->head);
+}
+
+void qw_net_each_mtp_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx)
+{
+    if (!net->mtp) return;
+    each_of_layer(&net->mtp->layer, fn, ctx);
+    fn(ctx, &net->mtp->join);
+    if (net->mtp->own_head.data) fn(ctx, &net->mtp->own_head);
 }

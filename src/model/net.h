@@ -101,6 +101,15 @@ struct qw_layer {
     } moe;
 };
 
+/* Multi-token prediction: a further layer that guesses one token more (forward.h). */
+typedef struct qw_mtp {
+    qw_layer layer;
+    const float *embed_norm, *hidden_norm, *output_norm; /* [hidden] */
+    qw_weight join;                /* [hidden, 2 * hidden]: of the token's embedding and the hidden state */
+    const qw_weight *embed, *head; /* the network's, or */
+    qw_weight own_embed, own_head;
+} qw_mtp;
+
 typedef struct qw_net {
     const qw_gguf *file; /* borrows */
     qw_hparams hp;
@@ -108,10 +117,12 @@ typedef struct qw_net {
     qw_weight embed;           /* [n_vocab, hidden], read by row */
     qw_weight head;            /* [n_vocab, hidden]: output.weight, or the embedding when tied */
     const float *output_norm;  /* [hidden] */
+    qw_mtp *mtp;               /* owns; NULL: none */
+    qw_weight cls;             /* [2, hidden]: scores yes and no of a reranker; without data: none */
     float **vectors;           /* owns the float copies of all one-dimensional tensors */
     size_t n_vectors;
     uint64_t n_params;
-    uint32_t n_kv_layers;      /* layers with keys and values */
+    uint32_t n_kv_layers;      /* layers with keys and values, without the one for multi-token prediction */
     size_t recurrent_bytes;    /* of a sequence's recurrent state: all delta-nets */
     bool acts[QW_ACT_COUNT];   /* what its matrices, packed, want their input as */
     const char *quantization;  /* the type that most weight bytes have */
@@ -122,6 +133,8 @@ void qw_net_close(qw_net *net);
 /* Calls fn for every matrix, in file-independent order: layers, then the head. The embedding comes only when
  * it is the head (it is otherwise read by row, never multiplied). */
 void qw_net_each_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx);
+/* The same for what only multi-token prediction multiplies with. */
+void qw_net_each_mtp_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx);
 
 /* ---- for block_*.c ---------------------------------------------------------------------------- */
 

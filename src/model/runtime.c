@@ -13,7 +13,7 @@ static int n_threads_of(const qw_runtime_options *o)
 
 void qw_runtime_bytes(const qw_net *net, const qw_runtime_options *o, uint64_t *kv, uint64_t *scratch)
 {
-    qw_kv_shape shape = qw_net_kv_shape(net, qw_runtime_kv_type(o->exact));
+    qw_kv_shape shape = qw_net_kv_shape(net, qw_runtime_kv_type(o->exact), o->mtp);
     qw_cpu_sizes sizes = qw_net_cpu_sizes(net, o->n_rows_max, !o->exact);
     *kv = (uint64_t)n_pages(o) * qw_kv_page_bytes(&shape) + (uint64_t)o->n_seqs * net->recurrent_bytes;
     *scratch = qw_pass_bytes(net, o->n_rows_max) + qw_cpu_scratch_bytes(&sizes, n_threads_of(o));
@@ -21,14 +21,13 @@ void qw_runtime_bytes(const qw_net *net, const qw_runtime_options *o, uint64_t *
 
 qw_status qw_runtime_create(const qw_net *net, const qw_runtime_options *o, qw_runtime *rt, qw_err *err)
 {
-    qw_kv_type kv_type = qw_runtime_kv_type(o->exact);
-    qw_kv_shape shape = qw_net_kv_shape(net, kv_type);
+    qw_kv_shape shape = qw_net_kv_shape(net, qw_runtime_kv_type(o->exact), o->mtp);
     qw_cpu_sizes sizes = qw_net_cpu_sizes(net, o->n_rows_max, !o->exact);
     qw_status status;
     *rt = (qw_runtime){.n_threads = n_threads_of(o)};
     QW_TRY_GOTO(qw_pool_create(rt->n_threads, &rt->pool, err));
     QW_TRY_GOTO(qw_cpu_create(rt->pool, qw_cpu_isa(), &sizes, &rt->be, err));
-    QW_TRY_GOTO(qw_pass_create(net, rt->be, kv_type, o->n_rows_max, &rt->pass, err));
+    QW_TRY_GOTO(qw_pass_create(net, rt->be, &shape, o->n_rows_max, &rt->pass, err));
     QW_TRY_GOTO(qw_seq_pool_create(&shape, n_pages(o), o->seq_tokens_max, net->recurrent_bytes, &rt->seqs, err));
     return QW_OK;
 fail:

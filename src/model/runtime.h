@@ -12,6 +12,7 @@
 typedef struct qw_runtime_options {
     int n_threads;           /* 0: the cores this process may use */
     bool exact;              /* float32 keys and values (weights: leave them unpacked) */
+    bool mtp;                /* with multi-token prediction, which the network has */
     uint32_t n_rows_max;     /* rows in one pass */
     uint32_t n_seqs;         /* sequences of full length that have room at the same time */
     uint32_t seq_tokens_max; /* positions of each */

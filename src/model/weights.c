@@ -30,21 +30,27 @@ static void add_entry(void *ctx, qw_weight *w)
     t->bytes += (uint64_t)n_groups * group_bytes;
 }
 
+static void each_packed(qw_net *net, pack_table *t)
+{
+    qw_net_each_weight(net, add_entry, t);
+    qw_net_each_mtp_weight(net, add_entry, t);
+}
+
 static qw_status make_table(qw_net *net, pack_table *t, qw_err *err)
 {
     *t = (pack_table){0};
-    qw_net_each_weight(net, add_entry, t);
+    each_packed(net, t);
     size_t n = t->n;
     *t = (pack_table){0};
     QW_TRY(qw_alloc(&t->entries, n, sizeof *t->entries, "weight table", err));
-    qw_net_each_weight(net, add_entry, t);
+    each_packed(net, t);
     return QW_OK;
 }
 
 uint64_t qw_weights_packed_bytes(qw_net *net)
 {
     pack_table t = {0};
-    qw_net_each_weight(net, add_entry, &t);
+    each_packed(net, &t);
     return t.bytes;
 }
 

@@ -12,7 +12,7 @@ typedef struct pack_entry {
     size_t n_groups, group_bytes;
 } pack_entry;
 
-/* The packed region: entries in the order of qw_net_each_weight. */
+/* The packed region: entries in the order of qw_net_each_weight, then qw_net_each_mtp_weight. */
 typedef struct pack_table {
     pack_entry *entries; /* owns */
     size_t n;

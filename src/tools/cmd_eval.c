@@ -1,7 +1,8 @@
-/* cmd_eval.c: `qw eval`: perplexity of a text.
+/* cmd_eval.c: `qw eval`: perplexity of a text, or how good the guesses of multi-token prediction are.
  *
  * The text's tokens are cut into windows of -c tokens, each read on its own from position 0; the second half of a
- * window counts, so that every scored token has at least half a window before it. Main thread.
+ * window counts, so that every scored token has at least half a window before it. With --mtp the first half of each
+ * window is continued instead (drafts.h). Main thread.
  */
 #include <math.h>
 #include <stdio.h>
@@ -13,6 +14,7 @@
 #include "cli/cli.h"
 #include "text/tokenizer.h"
 #include "tools/compute.h"
+#include "tools/drafts.h"
 
 enum { TEXT_BYTES_MAX = 1 << 30, HEAD_ROWS = 32 };
 
@@ -89,12 +91,51 @@ static void report(const score *s, size_t n_tokens, size_t window, double second
     }
 }
 
-static qw_status evaluate(const qw_compute_options *o, const char *text_path, bool json, qw_err *err)
+static void report_drafts(const qw_drafts *d, bool json)
+{
+    if (json) printf("{\"test\":\"drafts\",\"accepted\":[");
+    for (size_t i = 0; i < d->n_max; i++) {
+        double share = d->drafted[i] ? (double)d->accepted[i] / (double)d->drafted[i] : 0;
+        if (json)
+            printf("%s{\"drafted\":%zu,\"accepted\":%zu}", i ? "," : "", d->drafted[i], d->accepted[i]);
+        else
+            printf("draft %zu: %zu of %zu accepted (%.1f%%)\n", i + 1, d->accepted[i], d->drafted[i], 100 * share);
+    }
+    if (json) puts("]}");
+}
+
+/* What to measure. */
+typedef struct eval_options {
+    const char *text;
+    int64_t n_drafts; /* 0: perplexity */
+    bool json;
+} eval_options;
+
+static qw_status eval_text(qw_compute *c, const qw_tokens *tokens, size_t window, const eval_options *wanted, qw_err *err)
+{
+    score s = {0};
+    int64_t start = qw_clock_us();
+    QW_TRY(score_text(c, tokens, window, &s, err));
+    report(&s, tokens->n, window, (double)(qw_clock_us() - start) / 1e6, wanted->json);
+    return QW_OK;
+}
+
+static qw_status eval_drafts(qw_compute *c, const qw_tokens *tokens, size_t window, const eval_options *wanted,
+                             qw_err *err)
+{
+    qw_drafts d = {.n_max = (size_t)wanted->n_drafts};
+    for (size_t at = 0; at + window <= tokens->n; at += window)
+        QW_TRY(qw_drafts_measure(c, tokens->ids + at, window / 2, window - window / 2, &d, err));
+    report_drafts(&d, wanted->json);
+    return QW_OK;
+}
+
+static qw_status evaluate(const qw_compute_options *o, const eval_options *wanted, qw_err *err)
 {
     qw_compute c = {0};
     qw_tokenizer *tokenizer = NULL;
     qw_tokens tokens = {0};
-    score s = {0};
+    const char *text_path = wanted->text;
     char *text = NULL;
     size_t n_bytes, window = o->seq_tokens_max;
     qw_status status;
@@ -107,9 +148,10 @@ static qw_status evaluate(const qw_compute_options *o, const char *text_path, bo
                          tokens.n, window);
         goto fail;
     }
-    int64_t start = qw_clock_us();
-    QW_TRY_GOTO(score_text(&c, &tokens, window, &s, err));
-    report(&s, tokens.n, window, (double)(qw_clock_us() - start) / 1e6, json);
+    if (wanted->n_drafts)
+        QW_TRY_GOTO(eval_drafts(&c, &tokens, window, wanted, err));
+    else
+        QW_TRY_GOTO(eval_text(&c, &tokens, window, wanted, err));
 fail:
     qw_tokens_free(&tokens);
     qw_tokenizer_close(tokenizer);
@@ -121,28 +163,32 @@ fail:
 int qw_cmd_eval(int argc, char **argv)
 {
     qw_cli_model model = {0};
-    const char *text = NULL;
-    bool json = false;
+    eval_options wanted = {0};
     const qw_cli_opt opts[] = {
         QW_CLI_MODEL_OPTS(&model),
-        {0, "text", QW_CLI_STR, &text, "FILE", "the text to score (- for standard input)", 0, 0},
-        {0, "json", QW_CLI_FLAG, &json, NULL, "one JSON line", 0, 0},
+        {0, "text", QW_CLI_STR, &wanted.text, "FILE", "the text to score (- for standard input)", 0, 0},
+        {0, "mtp", QW_CLI_INT, &wanted.n_drafts, "N", "instead: how many of N drafted tokens the model accepts", 1,
+         QW_DRAFTS_MAX},
+        {0, "json", QW_CLI_FLAG, &wanted.json, NULL, "one JSON line", 0, 0},
     };
     const qw_cli_spec spec = {
-        .name = "eval", .usage = "--text FILE [options]", .summary = "Measures the perplexity of a text.",
+        .name = "eval", .usage = "--text FILE [options]",
+        .summary = "Measures the perplexity of a text, or the acceptance of drafts.",
         .opts = opts, .n_opts = QW_CLI_COUNT(opts),
-        .details = "The text is read in windows of -c tokens (512); the second half of each counts.\n",
+        .details = "The text is read in windows of -c tokens (512); the second half of each counts. With --mtp\n"
+                   "the model continues the first half, and its layer for multi-token prediction guesses ahead.\n",
         .examples = "qw eval --text book.txt\nqw eval --text book.txt -c 2048 --json\n",
     };
     char path[QW_CLI_PATH_MAX];
     qw_err err;
     int rc = qw_cli_parse(&spec, &argc, argv);
     if (rc != QW_CLI_GO) return rc;
-    if (!text) return qw_cli_usage("eval", "--text is missing: which text should be scored?");
+    if (!wanted.text) return qw_cli_usage("eval", "--text is missing: which text should be scored?");
     if ((rc = qw_cli_resolve(&model, path, sizeof path)) != 0) return rc;
     int64_t window = model.context ? model.context : 512;
     if (window < 4) return qw_cli_usage("eval", "-c %lld is too short a window", (long long)window);
     qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
-                            .no_pack_cache = model.no_pack_cache, .n_seqs = 1, .seq_tokens_max = (uint32_t)window};
-    return evaluate(&o, text, json, &err) == QW_OK ? qw_cli_finish() : qw_cli_error(&err);
+                            .no_pack_cache = model.no_pack_cache, .mtp = wanted.n_drafts > 0, .n_seqs = 1,
+                            .seq_tokens_max = (uint32_t)window};
+    return evaluate(&o, &wanted, &err) == QW_OK ? qw_cli_finish() : qw_cli_error(&err);
 }

@@ -22,6 +22,7 @@ typedef struct qw_compute_options {
     const char *path;
     int n_threads;             /* 0: the cores this process may use */
     bool exact, no_pack_cache;
+    bool mtp;                  /* with multi-token prediction; QW_E_UNSUPPORTED where the model has none */
     uint32_t n_seqs;           /* sequences that exist at the same time */
     uint32_t seq_tokens_max;   /* positions of each */
 } qw_compute_options;

@@ -470,6 +470,14 @@ __attribute__((weak)) int qw_cmd_logits(int argc, char **argv)
 {
     return no_model_inside(argc > 0 ? argv[0] : "logits");
 }
+__attribute__((weak)) int qw_cmd_embed(int argc, char **argv)
+{
+    return no_model_inside(argc > 0 ? argv[0] : "embed");
+}
+__attribute__((weak)) int qw_cmd_rerank(int argc, char **argv)
+{
+    return no_model_inside(argc > 0 ? argv[0] : "rerank");
+}
 __attribute__((weak)) int qw_cmd_bench(int argc, char **argv)
 {
     return no_model_inside(argc > 0 ? argv[0] : "bench");

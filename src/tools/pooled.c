@@ -1,0 +1,131 @@
+/* pooled.c: embedding and reranking (pooled.h). */
+#include "tools/pooled.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/buf.h"
+#include "base/mem.h"
+
+enum { CONTEXT_DEFAULT = 32768 };
+
+qw_status qw_pooled_open(qw_compute_options *o, uint32_t context, qw_pooled *p, qw_err *err)
+{
+    qw_status status;
+    *p = (qw_pooled){0};
+    o->n_seqs = 1;
+    o->seq_tokens_max = context ? context : CONTEXT_DEFAULT;
+    QW_TRY_GOTO(qw_compute_open(o, &p->c, err));
+    const qw_hparams *hp = &p->c.net->hp;
+    if (context > hp->context_length) {
+        status = qw_fail(err, QW_E_ARG, "context %u is more than the %u tokens the model was trained for", context,
+                         hp->context_length);
+        goto fail;
+    }
+    QW_TRY_GOTO(qw_tokenizer_open_gguf(p->c.file, &p->tokenizer, err));
+    if (qw_tokenizer_n_vocab(p->tokenizer) != hp->n_vocab) {
+        status = qw_fail(err, QW_E_FORMAT, "%s: the vocabulary has %zu tokens, token_embd.weight has %u rows",
+                         qw_gguf_path(p->c.file), qw_tokenizer_n_vocab(p->tokenizer), hp->n_vocab);
+        goto fail;
+    }
+    QW_TRY_GOTO(qw_seq_create(p->c.rt.seqs, &p->seq, err));
+    QW_TRY_GOTO(qw_alloc(&p->values, hp->n_vocab > hp->hidden ? hp->n_vocab : hp->hidden, sizeof *p->values, "results", err));
+    p->end = qw_tokenizer_find(p->tokenizer, "<|endoftext|>");
+    p->yes = qw_tokenizer_find(p->tokenizer, "yes");
+    p->no = qw_tokenizer_find(p->tokenizer, "no");
+    return QW_OK;
+fail:
+    qw_pooled_close(p);
+    return status;
+}
+
+void qw_pooled_close(qw_pooled *p)
+{
+    qw_seq_release(p->seq);
+    qw_tokens_free(&p->tokens);
+    qw_tokenizer_close(p->tokenizer);
+    qw_compute_close(&p->c);
+    free(p->values);
+    *p = (qw_pooled){0};
+}
+
+static qw_status add_markup(qw_pooled *p, const char *text, qw_err *err)
+{
+    return qw_tokenizer_encode(p->tokenizer, text, strlen(text), true, &p->tokens, err);
+}
+
+/* Texts joined before they become tokens, which may reach over their borders. */
+static qw_status add_joined(qw_pooled *p, const qw_text *parts, size_t n, qw_err *err)
+{
+    qw_buf all = {0};
+    qw_status status = QW_OK;
+    qw_buf_init(&all, QW_PROMPT_BYTES_MAX, "the text");
+    for (size_t i = 0; i < n; i++) QW_TRY_GOTO(qw_buf_add(&all, parts[i].s, parts[i].n, err));
+    QW_TRY_GOTO(qw_tokenizer_encode(p->tokenizer, all.data, all.n, false, &p->tokens, err));
+fail:
+    qw_buf_free(&all);
+    return status;
+}
+
+static qw_text literal(const char *s)
+{
+    return (qw_text){s, strlen(s)};
+}
+
+/* Computes p->tokens; afterwards the pass can be asked about the last of them, whose row in it is *row. */
+static qw_status compute(qw_pooled *p, uint32_t *row, qw_err *err)
+{
+    size_t n = p->tokens.n, most = p->c.rt.pass->n_rows_max;
+    QW_TRY(qw_seq_truncate(p->seq, 0, NULL, err));
+    QW_TRY(qw_compute_tokens(&p->c, p->seq, p->tokens.ids, n, NULL, NULL, err));
+    *row = (uint32_t)((n - 1) % most);
+    return QW_OK;
+}
+
+qw_status qw_pooled_embed(qw_pooled *p, qw_text text, const char *instruction, uint32_t n_dims, float *out, qw_err *err)
+{
+    uint32_t row, hidden = p->c.net->hp.hidden, n = n_dims ? n_dims : hidden;
+    double sum = 0;
+    if (n > hidden) return qw_fail(err, QW_E_ARG, "%u dimensions are wanted, the model has %u", n, hidden);
+    const qw_text query[] = {literal("Instruct: "), literal(instruction ? instruction : ""), literal("\nQuery:"), text};
+    p->tokens.n = 0;
+    QW_TRY(instruction ? add_joined(p, query, 4, err) : add_joined(p, &text, 1, err));
+    if (p->end >= 0 && (p->tokens.n == 0 || p->tokens.ids[p->tokens.n - 1] != p->end))
+        QW_TRY(qw_tokens_push(&p->tokens, p->end, err));
+    if (p->tokens.n == 0) return qw_fail(err, QW_E_ARG, "the text is empty");
+    QW_TRY(compute(p, &row, err));
+    qw_pass_hidden(p->c.rt.pass, &row, 1, p->values, hidden);
+    for (uint32_t i = 0; i < n; i++) sum += (double)p->values[i] * (double)p->values[i];
+    for (uint32_t i = 0; i < n; i++) out[i] = (float)((double)p->values[i] / fmax(sqrt(sum), 1e-12));
+    return QW_OK;
+}
+
+qw_status qw_pooled_rerank(qw_pooled *p, const char *instruction, qw_text query, qw_text document, double *score, qw_err *err)
+{
+    uint32_t row;
+    double yes, no;
+    bool cls = p->c.net->cls.data != NULL;
+    const qw_text user[] = {literal("<Instruct>: "), literal(instruction ? instruction : QW_SEARCH_INSTRUCTION),
+                            literal("\n<Query>: "), query, literal("\n<Document>: "), document};
+    if (!cls && (p->yes < 0 || p->no < 0))
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s: no tokens \"yes\" and \"no\" to rank with", qw_gguf_path(p->c.file));
+    p->tokens.n = 0;
+    QW_TRY(add_markup(p, "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
+                         "Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n"
+                         "<|im_start|>user\n", err));
+    QW_TRY(add_joined(p, user, sizeof user / sizeof *user, err));
+    QW_TRY(add_markup(p, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", err));
+    QW_TRY(compute(p, &row, err));
+    if (cls) {
+        qw_pass_scores(p->c.rt.pass, &row, 1, p->values);
+        yes = (double)p->values[0];
+        no = (double)p->values[1];
+    } else {
+        qw_pass_logits(p->c.rt.pass, &row, 1, p->values, p->c.net->hp.n_vocab);
+        yes = (double)p->values[p->yes];
+        no = (double)p->values[p->no];
+    }
+    *score = 1.0 / (1.0 + exp(no - yes));
+    return QW_OK;
+}

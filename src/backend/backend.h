@@ -133,6 +133,8 @@ typedef struct qw_kv_shape {
     qw_kv_type type;
     uint32_t n_layers; /* with keys and values */
     uint32_t n_heads, n_kv_heads, head_dim;
+    uint32_t index_dim, index_block; /* with block-sparse attention: a page ends with [layer][QW_KV_TILE / index_block]
+                                        keys of index_dim floats; else 0 */
 } qw_kv_shape;
 
 /* Bytes of one head's tile, keys and values. */
@@ -143,13 +145,43 @@ static inline size_t qw_kv_tile_bytes(const qw_kv_shape *s)
 }
 static inline size_t qw_kv_page_bytes(const qw_kv_shape *s)
 {
-    return qw_kv_tile_bytes(s) * s->n_kv_heads * s->n_layers;
+    size_t index = s->index_dim ? (size_t)s->n_layers * (QW_KV_TILE / s->index_block) * s->index_dim * sizeof(float) : 0;
+    return qw_kv_tile_bytes(s) * s->n_kv_heads * s->n_layers + index;
+}
+/* Offset of a layer's index keys in a page. */
+static inline size_t qw_kv_index_offset(const qw_kv_shape *s, uint32_t layer)
+{
+    return qw_kv_tile_bytes(s) * s->n_kv_heads * s->n_layers +
+           (size_t)layer * (QW_KV_TILE / s->index_block) * s->index_dim * sizeof(float);
 }
 /* Offset of a head's tile in a page. */
 static inline size_t qw_kv_offset(const qw_kv_shape *s, uint32_t layer, uint32_t kv_head)
 {
     return qw_kv_tile_bytes(s) * ((size_t)layer * s->n_kv_heads + kv_head);
 }
+
+/* Block-sparse attention: a query attends to the `top` blocks of `block` positions that an indexer scores highest, and to
+ * the incomplete block at the end. A complete block's index key is the mean of its positions' keys, normed, and rotated
+ * at its first position; a score is the sum over index heads of relu(q . key). While a sequence has no more than `top`
+ * complete blocks this is plain attention. The keys of an incomplete block, [block - 1, dim], are kept at `offset` of the
+ * recurrent state. */
+typedef struct qw_index {
+    uint32_t n_heads, dim, n_rot, block, top;
+    float eps, rope_scale;
+    const float *k_norm;   /* [dim] */
+    const float *inv_freq; /* [n_rot / 2] */
+    size_t offset;
+} qw_index;
+
+/* Per-layer embedding (backend operations ple_*): a short convolution over time whose taps are `dilation` positions apart.
+ * State at `offset` of the recurrent state: inputs of the last (n_taps - 1) * dilation positions, that of position p at
+ * slot p % count, [count, k]. */
+typedef struct qw_ple_conv {
+    uint32_t n_taps, dilation;
+    size_t k;
+    const float *w; /* [n_taps, k] */
+    size_t offset;
+} qw_ple_conv;
 
 typedef struct qw_backend qw_backend;
 
@@ -184,9 +216,33 @@ typedef struct qw_backend_ops {
      * [n_rows, n_heads * head_dim] with ld_out, may be q where that is dense. */
     void (*attention)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_kv_row *rows,
                       size_t n_rows, qw_heads q, float *out, size_t ld_out);
+    /* Takes the index keys [n_rows, dim] of the rows' positions. */
+    void (*index_store)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *index,
+                        const qw_kv_row *rows, size_t n_rows, const float *keys);
+    /* As attention, over the blocks that index queries index_q [n_rows, n_heads * dim] choose. */
+    void (*sparse_attention)(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *index,
+                             const qw_kv_row *rows, size_t n_rows, qw_heads q, const float *index_q, float *out,
+                             size_t ld_out);
     /* Gated delta-net: reads and advances the state of each row's sequence; out [n_rows, n_v_heads * v_dim]. */
     void (*delta_net)(qw_backend *be, const qw_delta *d, const qw_kv_row *rows, size_t n_rows, const qw_delta_in *in,
                       float *out);
+
+    /* Hyper-connections: the residual stream is n_streams of k floats, side by side in a row. */
+    /* x = silu(x / n_streams), all [n_rows, k]. */
+    void (*hyper_gate)(qw_backend *be, float *x, size_t n_rows, size_t k, uint32_t n_streams);
+    /* out[r] = mean over streams s of sigmoid(mix[r, s]) * x[r, s]; x, mix [n_rows, n_streams * k], out [n_rows, k]. */
+    void (*hyper_mix)(qw_backend *be, const float *x, const float *mix, size_t n_rows, size_t k, uint32_t n_streams,
+                      float *out);
+    /* x[r, s] += 2 sigmoid(inject[r, s] / n_streams) * y[r]; inject [n_rows, n_streams]. */
+    void (*hyper_inject)(qw_backend *be, float *x, const float *y, const float *inject, size_t n_rows, size_t k,
+                         uint32_t n_streams);
+    /* out[r, s] = sigmoid(root(key[r, s] . query[r, s] / sqrt(k))) * value[r], root(g) = sign(g) sqrt(max(|g|, 1e-6));
+     * key, query, out [n_rows, n_streams * k], value [n_rows, k]. */
+    void (*ple_gate)(qw_backend *be, const float *key, const float *query, const float *value, size_t n_rows, size_t k,
+                     uint32_t n_streams, float *out);
+    /* x[r] += y[r] + silu(convolution of u); x, y, u [n_rows, c->k]. Reads and advances the sequences' state. */
+    void (*ple_conv)(qw_backend *be, const qw_ple_conv *c, const qw_kv_row *rows, size_t n_rows, const float *u,
+                     const float *y, float *x);
 } qw_backend_ops;
 
 struct qw_backend {
@@ -203,6 +259,7 @@ typedef struct qw_cpu_sizes {
     size_t n_rows_max;  /* rows in one batch */
     size_t k_max;       /* longest input of a product */
     uint32_t head_dim;
+    uint32_t index_top; /* blocks a query chooses with block-sparse attention; 0: none */
     size_t n_experts, n_used, hidden, expert_ffn; /* of the largest block of experts; 0: none */
     bool acts[QW_ACT_COUNT]; /* what the packed weights want their input as */
 } qw_cpu_sizes;

@@ -224,6 +224,71 @@ static void profile_delta_net(qw_backend *be, const qw_delta *d, const qw_kv_row
     end(m, n_bytes, 3 * n_rows * d->n_v_heads * d->k_dim * d->v_dim);
 }
 
+/* ---- hyper-connections, per-layer embeddings, block-sparse attention ---------------------------- */
+
+static void profile_index_store(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *index,
+                                const qw_kv_row *rows, size_t n_rows, const float *keys)
+{
+    mark m = begin(be, "index_store", "");
+    inner_of(be)->ops->index_store(inner_of(be), shape, layer, index, rows, n_rows, keys);
+    end(m, n_rows * index->dim * sizeof(float), 0);
+}
+
+/* Counted as plain attention over what a query chooses at most. */
+static void profile_sparse_attention(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *index,
+                                     const qw_kv_row *rows, size_t n_rows, qw_heads q, const float *index_q, float *out,
+                                     size_t ld_out)
+{
+    size_t most = (size_t)index->top * index->block, n_keys = 0, n_scores = 0;
+    for (size_t r = 0; r < n_rows; r++) {
+        n_keys += rows[r].pos + 1 < most ? rows[r].pos + 1 : most;
+        n_scores += (rows[r].pos + 1) / index->block;
+    }
+    mark m = begin(be, "sparse_attention", "");
+    inner_of(be)->ops->sparse_attention(inner_of(be), shape, layer, index, rows, n_rows, q, index_q, out, ld_out);
+    end(m, n_keys * kv_token_bytes(shape) + n_scores * index->dim * sizeof(float),
+        2 * n_keys * shape->n_heads * shape->head_dim + n_scores * index->n_heads * index->dim);
+}
+
+static void profile_hyper_gate(qw_backend *be, float *x, size_t n_rows, size_t k, uint32_t n_streams)
+{
+    mark m = begin(be, "hyper_gate", "");
+    inner_of(be)->ops->hyper_gate(inner_of(be), x, n_rows, k, n_streams);
+    end(m, n_rows * k * sizeof(float), 0);
+}
+
+static void profile_hyper_mix(qw_backend *be, const float *x, const float *mix, size_t n_rows, size_t k,
+                              uint32_t n_streams, float *out)
+{
+    mark m = begin(be, "hyper_mix", "");
+    inner_of(be)->ops->hyper_mix(inner_of(be), x, mix, n_rows, k, n_streams, out);
+    end(m, 2 * n_rows * n_streams * k * sizeof(float), 0);
+}
+
+static void profile_hyper_inject(qw_backend *be, float *x, const float *y, const float *inject, size_t n_rows, size_t k,
+                                 uint32_t n_streams)
+{
+    mark m = begin(be, "hyper_inject", "");
+    inner_of(be)->ops->hyper_inject(inner_of(be), x, y, inject, n_rows, k, n_streams);
+    end(m, n_rows * (n_streams + 1) * k * sizeof(float), 0);
+}
+
+static void profile_ple_gate(qw_backend *be, const float *key, const float *query, const float *value, size_t n_rows,
+                             size_t k, uint32_t n_streams, float *out)
+{
+    mark m = begin(be, "ple_gate", "");
+    inner_of(be)->ops->ple_gate(inner_of(be), key, query, value, n_rows, k, n_streams, out);
+    end(m, n_rows * (2 * n_streams + 1) * k * sizeof(float), n_rows * n_streams * k);
+}
+
+static void profile_ple_conv(qw_backend *be, const qw_ple_conv *c, const qw_kv_row *rows, size_t n_rows, const float *u,
+                             const float *y, float *x)
+{
+    mark m = begin(be, "ple_conv", "");
+    inner_of(be)->ops->ple_conv(inner_of(be), c, rows, n_rows, u, y, x);
+    end(m, n_rows * c->k * (c->n_taps + 2) * sizeof(float), n_rows * c->k * c->n_taps);
+}
+
 /* Experts that the batch reads: all, when there are enough rows; how many others is the router's secret. */
 static void profile_moe(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_moe *w, float *x, size_t ld_x)
 {
@@ -256,10 +321,17 @@ static const qw_backend_ops profile_ops = {
     .rope = profile_rope,
     .kv_store = profile_kv_store,
     .attention = profile_attention,
+    .index_store = profile_index_store,
+    .sparse_attention = profile_sparse_attention,
     .delta_net = profile_delta_net,
+    .hyper_gate = profile_hyper_gate,
+    .hyper_mix = profile_hyper_mix,
+    .hyper_inject = profile_hyper_inject,
+    .ple_gate = profile_ple_gate,
+    .ple_conv = profile_ple_conv,
 };
 /* A slot that is not forwarded would be a null pointer in the middle of a pass. */
-_Static_assert(sizeof(qw_backend_ops) == 13 * sizeof(void (*)(void)), "an operation is new: forward it here");
+_Static_assert(sizeof(qw_backend_ops) == 20 * sizeof(void (*)(void)), "an operation is new: forward it here");
 
 qw_status qw_profile_create(qw_backend *inner, qw_backend **out, qw_err *err)
 {

@@ -77,4 +77,16 @@ static inline void qw_attn_tile_set(void *tile, size_t hd, size_t slot, const in
     t.dv[slot] = dv;
 }
 
+/* Copies position `from` of one tile to position `to` of another. */
+static inline void qw_attn_tile_copy(void *tile, size_t hd, size_t to, const void *source, size_t from)
+{
+    qw_attn_tile t = qw_attn_tile_at(tile, hd), s = qw_attn_tile_at((void *)(uintptr_t)source, hd);
+    for (size_t d = 0; d < hd / 2; d++)
+        for (size_t i = 0; i < 2; i++) t.k[(d * QW_KV_TILE + to) * 2 + i] = s.k[(d * QW_KV_TILE + from) * 2 + i];
+    for (size_t d = 0; d < hd; d++)
+        t.v[(to / 2 * hd + d) * 2 + to % 2] = s.v[(from / 2 * hd + d) * 2 + from % 2];
+    t.dk[to] = s.dk[from];
+    t.dv[to] = s.dv[from];
+}
+
 #endif

@@ -1,11 +1,12 @@
-/* block_attention.c: causal attention with grouped queries and rotary positions.
+/* block_attention.c: causal attention with grouped queries and rotary positions, of all positions or of chosen blocks.
  *
- *     x += Wo (Attn(RoPE(norm(Wq n + bq)), RoPE(norm(Wk n + bk)), Wv n + bv) * sigmoid(gate))
+ *     sum += Wo (Attn(RoPE(norm(Wq n + bq)), RoPE(norm(Wk n + bk)), Wv n + bv) * sigmoid(gate))
  *
  * where biases (Qwen2), the norms of queries and keys (Qwen3) and the gate (Qwen3-Next and later) exist. Source: Qwen2 and
  * Qwen3 technical reports; transformers, modeling_qwen2, modeling_qwen3 and modeling_qwen3_next. Query head j reads KV
  * head j / (heads / kv heads). Keys are stored after RoPE. A gated Wq has 2 head_dim rows for each head: the query, then
- * its gate, which is computed from the same input and not rotated.
+ * its gate, which is computed from the same input and not rotated. With block-sparse attention (Qwen4 experimental) an
+ * indexer with queries and keys of its own chooses what a query sees (qw_index in backend.h).
  */
 #include "model/forward.h"
 
@@ -41,6 +42,17 @@ static void bind_qkv(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *
     qw_bind_vector(b, "blk.%u.attn_v.bias", il, kv, false, &l->attn.bv);
 }
 
+static void bind_index(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *l)
+{
+    qw_index *x = &l->attn.index;
+    *x = (qw_index){.n_heads = hp->index_heads, .dim = hp->index_dim, .n_rot = hp->n_rot, .block = hp->index_block,
+                    .top = hp->index_top, .eps = hp->rms_eps, .offset = x->offset};
+    qw_bind_matrix(b, "blk.%u.indexer.q_proj.weight", il, (size_t)x->n_heads * x->dim, hp->hidden, &l->attn.index_q);
+    qw_bind_matrix(b, "blk.%u.indexer.k_proj.weight", il, x->dim, hp->hidden, &l->attn.index_k);
+    qw_bind_vector(b, "blk.%u.indexer.q_norm.weight", il, x->dim, false, &l->attn.index_q_norm);
+    qw_bind_vector(b, "blk.%u.indexer.k_norm.weight", il, x->dim, false, &x->k_norm);
+}
+
 static void attention_bind(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *l)
 {
     bind_qkv(b, hp, il, l);
@@ -48,6 +60,7 @@ static void attention_bind(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_l
         qw_bind_vector(b, "blk.%u.attn_q_norm.weight", il, hp->head_dim, false, &l->attn.q_norm);
         qw_bind_vector(b, "blk.%u.attn_k_norm.weight", il, hp->head_dim, false, &l->attn.k_norm);
     }
+    if (hp->index_block) bind_index(b, hp, il, l);
     qw_bind_matrix(b, "blk.%u.attn_output.weight", il, hp->hidden, (size_t)hp->n_heads * hp->head_dim, &l->attn.o);
 }
 
@@ -58,6 +71,36 @@ static void norm_and_rotate(qw_pass *p, qw_heads x, size_t n, const float *norm)
     const qw_backend_ops *ops = p->be->ops;
     if (norm) ops->rms_norm(p->be, x.x, norm, n * x.n, x.dim, x.stride, hp->rms_eps, x.x);
     ops->rope(p->be, x, n, hp->n_rot, p->cos, p->sin);
+}
+
+/* What the pass knows of positions, and the file does not. */
+static qw_index index_of(const qw_pass *p, const qw_layer *l)
+{
+    qw_index x = l->attn.index;
+    x.inv_freq = p->inv_freq;
+    x.rope_scale = p->rope_scale;
+    return x;
+}
+
+static void attend_sparsely(qw_pass *p, const qw_layer *l, qw_heads queries, size_t q)
+{
+    const qw_backend_ops *ops = p->be->ops;
+    qw_index x = index_of(p, l);
+    size_t n = p->n_rows, ld = (size_t)x.n_heads * x.dim;
+    qw_heads heads = {.x = p->index_q, .ld = ld, .stride = x.dim, .n = x.n_heads, .dim = x.dim};
+    qw_linear product = {.w = &l->attn.index_q, .out = p->index_q, .ld = ld};
+    ops->linear(p->be, p->normed, p->net->hp.hidden, n, &product, 1);
+    norm_and_rotate(p, heads, n, l->attn.index_q_norm);
+    ops->sparse_attention(p->be, &p->kv, l->kv_index, &x, p->kv_rows, n, queries, p->index_q, p->mixed, q);
+}
+
+static void store_index_keys(qw_pass *p, const qw_layer *l)
+{
+    const qw_backend_ops *ops = p->be->ops;
+    qw_index x = index_of(p, l);
+    qw_linear product = {.w = &l->attn.index_k, .out = p->index_k, .ld = x.dim};
+    ops->linear(p->be, p->normed, p->net->hp.hidden, p->n_rows, &product, 1);
+    ops->index_store(p->be, &p->kv, l->kv_index, &x, p->kv_rows, p->n_rows, p->index_k);
 }
 
 static void attention_forward(qw_pass *p, const qw_layer *l)
@@ -77,6 +120,7 @@ static void attention_forward(qw_pass *p, const qw_layer *l)
     ops->linear(p->be, p->normed, h, n, kvq, l->last ? 2 : 3);
     norm_and_rotate(p, keys, n, l->attn.k_norm);
     ops->kv_store(p->be, &p->kv, l->kv_index, p->kv_rows, n, p->k, p->v, kv);
+    if (hp->index_block) store_index_keys(p, l);
     if (l->last) { /* only rows whose logits are asked for go on */
         qw_pass_drop_silent(p);
         n = p->n_rows;
@@ -84,18 +128,21 @@ static void attention_forward(qw_pass *p, const qw_layer *l)
         ops->linear(p->be, p->normed, h, n, &kvq[2], 1);
     }
     norm_and_rotate(p, queries, n, l->attn.q_norm);
-    ops->attention(p->be, &p->kv, l->kv_index, p->kv_rows, n, queries, p->mixed, q);
+    if (hp->index_block)
+        attend_sparsely(p, l, queries, q);
+    else
+        ops->attention(p->be, &p->kv, l->kv_index, p->kv_rows, n, queries, p->mixed, q);
     if (hp->family->gated_attention) {
         queries.x += hd; /* the gates */
         ops->sigmoid_gate(p->be, p->mixed, q, n, queries);
     }
-    qw_linear out = {.w = &l->attn.o, .out = p->x, .ld = h, .add = true};
+    qw_linear out = {.w = &l->attn.o, .out = p->sum, .ld = h, .add = true};
     ops->linear(p->be, p->mixed, q, n, &out, 1);
 }
 
 static void attention_each(qw_layer *l, qw_net_weight_fn *fn, void *ctx)
 {
-    qw_weight *const all[] = {&l->attn.q, &l->attn.k, &l->attn.v, &l->attn.o};
+    qw_weight *const all[] = {&l->attn.q, &l->attn.k, &l->attn.v, &l->attn.o, &l->attn.index_q, &l->attn.index_k};
     qw_each_of(all, sizeof all / sizeof *all, fn, ctx);
 }
 

@@ -1,6 +1,6 @@
 /* block_delta.c: gated delta-net: a recurrence in place of attention.
  *
- *     x += Wout (norm(delta rule(conv(Wqkv n), sigmoid(Wbeta n), exp(a softplus(Walpha n + dt)))) * silu(Wz n))
+ *     sum += Wout (norm(delta rule(conv(Wqkv n), sigmoid(Wbeta n), exp(a softplus(Walpha n + dt)))) * silu(Wz n))
  *
  * Source: Gated Delta Networks (Yang, Kautz, Hatamizadeh); transformers, modeling_qwen3_next and modeling_qwen3_5. The state
  * (qw_delta in backend.h) has a fixed size and cannot be rewound. There are no positions.
@@ -12,7 +12,8 @@ static void delta_bind(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer
     size_t h = hp->hidden, value = (size_t)hp->n_v_heads * hp->v_dim;
     qw_delta *d = &l->delta.net;
     *d = (qw_delta){.n_k_heads = hp->n_k_heads, .n_v_heads = hp->n_v_heads, .k_dim = hp->k_dim, .v_dim = hp->v_dim,
-                    .n_taps = hp->n_taps, .tiled = hp->family->tiled, .eps = hp->rms_eps};
+                    .n_taps = hp->n_taps, .tiled = hp->family->tiled, .sigmoid_gate = hp->family->sigmoid_gate,
+                    .eps = hp->rms_eps};
     qw_bind_matrix(b, "blk.%u.attn_qkv.weight", il, qw_delta_channels(d), h, &l->delta.qkv);
     qw_bind_matrix(b, "blk.%u.attn_gate.weight", il, value, h, &l->delta.z);
     if (hp->family->joint_gates) {
@@ -44,7 +45,7 @@ static void delta_forward(qw_pass *p, const qw_layer *l)
     };
     qw_delta_in in = {.qkv = p->qkv, .z = p->z, .beta = p->beta, .alpha = joint ? p->beta + ratio : p->alpha,
                       .ld_gates = ld, .per_k_head = joint ? 2 * ratio : 0, .mixed = p->convolved, .decays = p->decays};
-    qw_linear out = {.w = &l->delta.out, .out = p->x, .ld = h, .add = true};
+    qw_linear out = {.w = &l->delta.out, .out = p->sum, .ld = h, .add = true};
 
     ops->linear(p->be, p->normed, h, n, projections, joint ? 3 : 4);
     ops->delta_net(p->be, d, p->kv_rows, n, &in, p->mixed);

@@ -1,6 +1,6 @@
 /* block_moe.c: the feed-forward block of experts.
  *
- *     p = softmax(Wrouter n);  x += sum over the chosen experts e of p_e SwiGLU_e(n) + sigmoid(ws n) SwiGLU_shared(n)
+ *     p = softmax(Wrouter n);  sum += the sum over the chosen experts e of p_e SwiGLU_e(n) + sigmoid(ws n) SwiGLU_shared(n)
  *
  * Source: transformers, modeling_qwen3_moe, modeling_qwen2_moe and modeling_qwen3_5_moe. Whether the chosen weights are
  * divided by their sum, and whether there is a shared expert, the family and the file say.
@@ -48,7 +48,7 @@ static void moe_forward(qw_pass *p, const qw_layer *l)
         w.shared_down = &l->moe.shared.down;
         w.shared_scale = &l->moe.shared_scale;
     }
-    p->be->ops->moe(p->be, p->normed, h, p->n_rows, &w, p->x, h);
+    p->be->ops->moe(p->be, p->normed, h, p->n_rows, &w, p->sum, h);
 }
 
 static void moe_each(qw_layer *l, qw_net_weight_fn *fn, void *ctx)

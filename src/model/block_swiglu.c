@@ -1,6 +1,6 @@
 /* block_swiglu.c: the dense feed-forward block.
  *
- *     x += Wdown (silu(Wgate n) * Wup n)
+ *     sum += Wdown (silu(Wgate n) * Wup n)
  *
  * Source: transformers, modeling_qwen2 (Qwen2MLP). No biases.
  */
@@ -18,7 +18,7 @@ static void swiglu_forward(qw_pass *p, const qw_layer *l)
     size_t h = p->net->hp.hidden;
     qw_swiglu w = {.gate = &l->swiglu.gate, .up = &l->swiglu.up, .down = &l->swiglu.down, .gate_out = p->gate,
                    .up_out = p->up};
-    p->be->ops->swiglu(p->be, p->normed, h, p->n_rows, &w, p->x, h);
+    p->be->ops->swiglu(p->be, p->normed, h, p->n_rows, &w, p->sum, h);
 }
 
 static void swiglu_each(qw_layer *l, qw_net_weight_fn *fn, void *ctx)

@@ -1,6 +1,6 @@
 /* family.c: the architectures qw runs, one row each. Constants; any thread.
  *
- * Source: transformers (modeling_qwen2, qwen2_moe, qwen3, qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe). Names are those of
+ * Source: transformers (modeling_qwen2, qwen2_moe, qwen3, qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe, qwen4_exp). Names are those of
  * general.architecture in GGUF.
  */
 #include <string.h>
@@ -17,6 +17,8 @@ static const qw_family families[] = {
     {"qwen35", .ffn_norm = "post_attention_norm", .qk_norm = true, .gated_attention = true, .hybrid = true, .tiled = true},
     {"qwen35moe", .ffn_norm = "post_attention_norm", .qk_norm = true, .gated_attention = true, .hybrid = true, .tiled = true,
      .experts = true, .renormalise = true},
+    {"qwen4exp", .ffn_norm = NULL, .qk_norm = true, .gated_attention = true, .hybrid = true, .tiled = true,
+     .sigmoid_gate = true, .streams = true, .experts = true, .renormalise = true},
 };
 
 const qw_family *qw_family_find(const char *name, size_t n)

@@ -6,12 +6,13 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "model/stream.h"
 
 qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type, bool mtp)
 {
     QW_ASSERT(!mtp || net->mtp);
     const qw_hparams *hp = &net->hp;
-    return (qw_kv_shape){.type = type, .n_layers = net->n_kv_layers + (mtp ? 1 : 0), .n_heads = hp->n_heads,
+    return (qw_kv_shape){.index_dim = hp->index_dim, .index_block = hp->index_block, .type = type, .n_layers = net->n_kv_layers + (mtp ? 1 : 0), .n_heads = hp->n_heads,
                          .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim};
 }
 
@@ -26,6 +27,16 @@ static size_t mixed_floats(const qw_hparams *hp)
     return max_size((size_t)hp->n_heads * hp->head_dim, (size_t)hp->n_v_heads * hp->v_dim);
 }
 
+static size_t n_gram_heads(const qw_hparams *hp)
+{
+    return hp->ngram.n ? (size_t)(hp->ngram.n - 1) * hp->ngram.heads_per_gram : 0;
+}
+
+static size_t gram_floats(const qw_hparams *hp)
+{
+    return n_gram_heads(hp) * hp->ngram.row;
+}
+
 qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
 {
     const qw_hparams *hp = &net->hp;
@@ -33,6 +44,9 @@ qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
     qw_cpu_sizes sizes = {.n_rows_max = n_rows_max, .k_max = max_size(k_max, hp->expert_ffn), .head_dim = hp->head_dim,
                           .n_experts = hp->n_experts, .n_used = hp->n_experts_used, .hidden = hp->hidden,
                           .expert_ffn = hp->expert_ffn};
+    size_t wide = (size_t)hp->n_streams * hp->hidden;
+    sizes.k_max = max_size(sizes.k_max, max_size(wide, max_size(hp->hyper_rank, gram_floats(hp))));
+    sizes.index_top = hp->index_top;
     if (net->mtp) sizes.k_max = max_size(sizes.k_max, 2 * (size_t)hp->hidden);
     if (packed) memcpy(sizes.acts, net->acts, sizeof sizes.acts);
     return sizes;
@@ -45,17 +59,23 @@ static size_t divide(qw_pass *p, const qw_net *net, size_t n)
     size_t q = (size_t)hp->n_heads * hp->head_dim * (hp->family->gated_attention ? 2 : 1);
     size_t kv = (size_t)hp->n_kv_heads * hp->head_dim, half = hp->n_rot / 2, ffn = max_size(hp->ffn, hp->shared_ffn);
     size_t value = (size_t)hp->n_v_heads * hp->v_dim, channels = 2 * (size_t)hp->n_k_heads * hp->k_dim + value;
-    size_t gates = 2 * (size_t)hp->n_v_heads;
+    size_t gates = 2 * (size_t)hp->n_v_heads, wide = (size_t)hp->n_streams * hp->hidden;
+    size_t streams = hp->family->streams ? n : 0; /* rows of what hyper-connections need */
     struct piece {
         float **ptr;
         size_t n_floats;
     } pieces[] = {
-        {&p->x, n * hp->hidden}, {&p->normed, n * hp->hidden}, {&p->q, n * q},     {&p->k, n * kv},
+        {&p->x, n * wide}, {&p->normed, n * hp->hidden}, {&p->q, n * q},     {&p->k, n * kv},
         {&p->v, n * kv},         {&p->mixed, n * mixed_floats(hp)},
         {&p->gate, n * ffn},     {&p->up, n * ffn},            {&p->cos, n * half},
         {&p->sin, n * half},     {&p->inv_freq, half},         {&p->qkv, n * channels},
         {&p->convolved, n * channels}, {&p->z, n * value},     {&p->beta, n * gates},
-        {&p->alpha, n * gates / 2}, {&p->decays, n * gates}, {&p->joined, net->mtp ? 2 * n * hp->hidden : 0},
+        {&p->alpha, n * gates / 2}, {&p->decays, n * gates}, 
+        {&p->joined, net->mtp ? 2 * n * hp->hidden : 0},
+        {&p->wide, streams * wide},    {&p->mix, streams * wide},  {&p->low, streams * hp->hyper_rank},
+        {&p->inject, streams * hp->n_streams}, {&p->block_out, streams * hp->hidden},
+        {&p->grams, n * gram_floats(hp)}, {&p->gated, n_gram_heads(hp) ? n * wide : 0},
+        {&p->index_q, n * hp->index_heads * hp->index_dim}, {&p->index_k, n * hp->index_dim},
     };
     size_t at = 0;
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
@@ -68,7 +88,7 @@ static size_t divide(qw_pass *p, const qw_net *net, size_t n)
 size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max)
 {
     qw_pass measure = {0};
-    return divide(&measure, net, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) + sizeof(uint32_t));
+    return divide(&measure, net, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) * (1 + n_gram_heads(&net->hp)) + sizeof(uint32_t));
 }
 
 /* Dimension whose wave turns `turns` times over the original context (YaRN; transformers, modeling_rope_utils). */
@@ -116,6 +136,7 @@ qw_status qw_pass_create(const qw_net *net, qw_backend *be, const qw_kv_shape *k
     QW_TRY_GOTO(qw_alloc(&p->kv_rows, n_rows_max, sizeof *p->kv_rows, "batch rows", err));
     QW_TRY_GOTO(qw_alloc(&p->slot, n_rows_max, sizeof *p->slot, "batch rows", err));
     QW_TRY_GOTO(qw_alloc(&p->tokens, n_rows_max, sizeof *p->tokens, "batch tokens", err));
+    QW_TRY_GOTO(qw_alloc(&p->gram_rows, n_rows_max * n_gram_heads(&net->hp), sizeof *p->gram_rows, "n-grams", err));
     p->arena_bytes = divide(p, net, n_rows_max);
     QW_TRY_GOTO(qw_alloc_aligned(&p->arena, p->arena_bytes, "activations", err));
     divide(p, net, n_rows_max);
@@ -135,6 +156,7 @@ void qw_pass_destroy(qw_pass *p)
     free(p->kv_rows);
     free(p->tokens);
     free(p->slot);
+    free(p->gram_rows);
     free(p);
 }
 
@@ -154,28 +176,24 @@ static void fill_rope(qw_pass *p, const qw_row *rows)
 
 void qw_pass_drop_silent(qw_pass *p)
 {
-    size_t h = p->net->hp.hidden, half = p->net->hp.n_rot / 2, n = 0;
+    const qw_hparams *hp = &p->net->hp;
+    size_t h = hp->hidden, wide = hp->n_streams * h, half = hp->n_rot / 2, n = 0;
     if (p->dropped) return;
     p->dropped = true;
     for (size_t r = 0; r < p->n_batch; r++) {
         if (p->slot[r] == QW_SILENT) continue;
         if (n < r) {
-            memcpy(p->x + n * h, p->x + r * h, h * sizeof *p->x);
+            memcpy(p->x + n * wide, p->x + r * wide, wide * sizeof *p->x);
             memcpy(p->normed + n * h, p->normed + r * h, h * sizeof *p->normed);
             memcpy(p->cos + n * half, p->cos + r * half, half * sizeof *p->cos);
             memcpy(p->sin + n * half, p->sin + r * half, half * sizeof *p->sin);
             p->kv_rows[n] = p->kv_rows[r];
+            if (hp->family->streams)
+                memcpy(p->inject + n * hp->n_streams, p->inject + r * hp->n_streams, hp->n_streams * sizeof *p->inject);
         }
         n++;
     }
     p->n_rows = n;
-}
-
-/* The input of a block: n = RMSNorm(x). */
-static void enter(qw_pass *p, const float *norm)
-{
-    size_t h = p->net->hp.hidden;
-    p->be->ops->rms_norm(p->be, p->x, norm, p->n_rows, h, h, p->net->hp.rms_eps, p->normed);
 }
 
 /* Where the rows stand, and which of them will be asked for. */
@@ -199,11 +217,14 @@ static void begin(qw_pass *p, const qw_row *rows, size_t n_rows)
 /* False: the last layer, and nobody asks for anything. */
 static bool run_layer(qw_pass *p, const qw_layer *layer)
 {
-    enter(p, layer->mixer_norm);
+    if (layer->ple) qw_ple_add(p);
+    qw_stream_enter(p, &layer->to_mixer);
     layer->mixer->forward(p, layer);
     if (p->n_rows == 0) return false;
-    enter(p, layer->ffn_norm);
+    qw_stream_leave(p, &layer->to_mixer);
+    qw_stream_enter(p, &layer->to_ffn);
     layer->ffn->forward(p, layer);
+    qw_stream_leave(p, &layer->to_ffn);
     return true;
 }
 
@@ -211,9 +232,10 @@ void qw_forward(qw_pass *p, const qw_row *rows, size_t n_rows)
 {
     const qw_net *net = p->net;
     begin(p, rows, n_rows);
-    p->final_norm = net->output_norm;
+    if (net->hp.ngram.n) qw_ngram_find(p, rows);
+    p->output = &net->output;
     p->head = &net->head;
-    p->be->ops->embed(p->be, &net->embed, p->tokens, n_rows, p->x, net->hp.hidden);
+    qw_stream_begin(p, &net->embed);
     for (uint32_t il = 0; il < net->hp.n_layers; il++)
         if (!run_layer(p, &net->layers[il])) return;
     qw_pass_drop_silent(p); /* where the last layer has no attention, which does it */
@@ -227,7 +249,7 @@ void qw_forward_mtp(qw_pass *p, const qw_row *rows, size_t n_rows, const float *
     float eps = p->net->hp.rms_eps;
     QW_ASSERT(m && p->kv.n_layers > p->net->n_kv_layers);
     begin(p, rows, n_rows);
-    p->final_norm = m->output_norm;
+    p->output = &m->output;
     p->head = m->head;
     /* x = Wjoin [norm(embedding); norm(hidden)] */
     ops->embed(p->be, m->embed, p->tokens, n_rows, p->joined, 2 * h);
@@ -239,13 +261,9 @@ void qw_forward_mtp(qw_pass *p, const qw_row *rows, size_t n_rows, const float *
     run_layer(p, &m->layer);
 }
 
-void qw_pass_hidden(qw_pass *p, const uint32_t *rows, size_t n, float *out, size_t ld)
+void qw_pass_hidden(qw_pass *p, const uint32_t *rows, size_t n, float *out)
 {
-    size_t h = p->net->hp.hidden;
-    for (size_t i = 0; i < n; i++) {
-        QW_ASSERT(rows[i] < p->n_batch && p->slot[rows[i]] != QW_SILENT);
-        p->be->ops->rms_norm(p->be, p->x + p->slot[rows[i]] * h, p->final_norm, 1, h, h, p->net->hp.rms_eps, out + i * ld);
-    }
+    qw_stream_read(p, p->output, rows, n, out);
 }
 
 /* A product decides between near-equal tokens and is read once for few rows: its activations get 16 bits, which costs
@@ -254,7 +272,7 @@ static void project(qw_pass *p, const qw_weight *w, const uint32_t *rows, size_t
 {
     size_t h = p->net->hp.hidden, step = p->n_rows_max / 2;
     QW_ASSERT(n <= p->n_rows_max);
-    qw_pass_hidden(p, rows, n, p->normed, h);
+    qw_pass_hidden(p, rows, n, p->normed);
     for (size_t i = 0; i < n; i += step) {
         qw_linear product = {.w = w, .out = out + i * ld, .ld = ld, .fine = true};
         p->be->ops->linear(p->be, p->normed + i * h, h, n - i < step ? n - i : step, &product, 1);

@@ -31,8 +31,9 @@ struct qw_pass {
     uint32_t *slot;      /* [n_batch] row of x after the pass, or QW_SILENT */
     qw_kv_row *kv_rows;  /* [n_rows_max] */
     int32_t *tokens;     /* [n_rows_max] */
-    float *x;            /* [n_rows, hidden]: the residual stream */
+    float *x;            /* [n_rows, n_streams * hidden]: the residual stream */
     float *normed;       /* [n_rows, hidden]: input of a block */
+    float *sum;          /* [n_rows, hidden]: where a block adds its result; x, or block_out */
     float *q;            /* [n_rows, n_heads * head_dim], or with the gates twice that */
     float *k, *v;        /* [n_rows, n_kv_heads * head_dim] */
     float *mixed;        /* [n_rows, n_heads * head_dim or n_v_heads * v_dim]: output of attention or delta-net */
@@ -44,10 +45,19 @@ struct qw_pass {
     float *z;            /* [n_rows, n_v_heads * v_dim] */
     float *beta, *alpha; /* [n_rows, 2 * n_v_heads] together */
     float *decays;       /* [n_rows, 2 * n_v_heads] */
+    /* of hyper-connections, per-layer embedding and block-sparse attention: */
+    float *wide, *mix;   /* [n_rows, n_streams * hidden]: normed streams; how much of each is read */
+    float *low;          /* [n_rows, hyper_rank] */
+    float *inject;       /* [n_rows, n_streams] */
+    float *block_out;    /* [n_rows, hidden] */
+    float *grams;        /* [n_rows, n-gram heads * row] */
+    float *gated;        /* [n_rows, n_streams * hidden] */
+    float *index_q, *index_k; /* [n_rows, index_heads * index_dim], [n_rows, index_dim] */
+    int32_t *gram_rows;  /* [n_rows_max, n-gram heads] */
     float *joined;       /* [n_rows, 2 * hidden]: input of multi-token prediction */
     float rope_scale;    /* of cos and sin */
-    const float *final_norm; /* of the last pass: the network's, or that of multi-token prediction */
-    const qw_weight *head;   /* the same */
+    const qw_connection *output; /* of the last pass: the network's, or that of multi-token prediction */
+    const qw_weight *head;       /* the same */
     float *arena;        /* owns what the float pointers above divide */
     size_t arena_bytes;
 };
@@ -77,8 +87,8 @@ void qw_forward_mtp(qw_pass *pass, const qw_row *rows, size_t n_rows, const floa
 /* logits, out[i * ld + token], ld >= n_vocab. May be called once per pass for any subset; overwrites scratch that forward
  * no longer needs. */
 void qw_pass_logits(qw_pass *pass, const uint32_t *rows, size_t n, float *out, size_t ld);
-/* hidden states after the final norm, out[i * ld + j]; */
-void qw_pass_hidden(qw_pass *pass, const uint32_t *rows, size_t n, float *out, size_t ld);
+/* hidden states after the final norm, out [n, hidden]; */
+void qw_pass_hidden(qw_pass *pass, const uint32_t *rows, size_t n, float *out);
 /* scores of a reranker, out[2 * i] yes, out[2 * i + 1] no; the network has `cls`. */
 void qw_pass_scores(qw_pass *pass, const uint32_t *rows, size_t n, float *out);
 

@@ -174,6 +174,88 @@ static void check_experts(reader *r, qw_hparams *hp)
         qw_faults_add(&r->faults, "%s", without_path(r, err.text));
 }
 
+/* ---- several streams, sparse attention, n-grams -------------------------------------------------- */
+
+static void read_streams(reader *r, qw_hparams *hp)
+{
+    hp->n_streams = read_int(r, "hyper_connection.count", 1, 16);
+    hp->hyper_rank = read_int(r, "hyper_connection.low_rank", 1, 1u << 16);
+}
+
+/* A list of integers in [min, max]; returns how many, 0 with a fault. */
+static size_t read_list(reader *r, const char *key, int64_t min, int64_t max, int64_t *out, size_t n_max)
+{
+    char name[128];
+    qw_gguf_array list;
+    qw_err err;
+    key_name(r, key, name);
+    if (qw_gguf_get_array(r->file, name, QW_GGUF_I32, &list, &err) != QW_OK) {
+        qw_faults_add(&r->faults, "%s", without_path(r, err.text));
+        return 0;
+    }
+    if (list.n > n_max) {
+        qw_faults_add(&r->faults, "%s has %zu entries, the most is %zu", name, list.n, n_max);
+        return 0;
+    }
+    for (size_t i = 0; i < list.n; i++) {
+        out[i] = qw_gguf_array_int(&list, i);
+        if (out[i] >= min && out[i] <= max) continue;
+        qw_faults_add(&r->faults, "%s holds %lld, want %lld to %lld", name, (long long)out[i], (long long)min,
+                      (long long)max);
+        return 0;
+    }
+    return list.n;
+}
+
+static void read_index(reader *r, qw_hparams *hp)
+{
+    int64_t ratios[1024];
+    uint32_t budget = read_int(r, "attention.indexer.top_k", 1, 1u << 20);
+    hp->index_heads = read_int(r, "attention.indexer.head_count", 1, 64);
+    hp->index_dim = read_int(r, "attention.indexer.key_length", 8, QW_HEAD_DIM_MAX);
+    size_t n = read_list(r, "attention.compress_ratios", 0, QW_KV_TILE, ratios, 1024);
+    for (size_t i = 0; i < n; i++) { /* one for each layer; 0: it has no attention */
+        if (ratios[i] == 0) continue;
+        if (hp->index_block && hp->index_block != ratios[i])
+            qw_faults_add(&r->faults, "attention.compress_ratios differ: %u and %lld", hp->index_block, (long long)ratios[i]);
+        hp->index_block = (uint32_t)ratios[i];
+    }
+    if (hp->index_block < 2 || QW_KV_TILE % hp->index_block != 0) {
+        qw_faults_add(&r->faults, "attention.compress_ratios are %u: want a divisor of %d", hp->index_block, QW_KV_TILE);
+        return;
+    }
+    hp->index_top = budget / hp->index_block;
+    if (hp->index_top == 0) qw_faults_add(&r->faults, "attention.indexer.top_k is %u: want a block at least", budget);
+    if (hp->n_rot > hp->index_dim)
+        qw_faults_add(&r->faults, "%u elements of an index key are rotated, it has %u", hp->n_rot, hp->index_dim);
+}
+
+static void read_ngram(reader *r, qw_hparams *hp)
+{
+    qw_ngram *g = &hp->ngram;
+    int64_t layer;
+    if (!has(r, "ple.layers")) return;
+    if (read_list(r, "ple.layers", 0, hp->n_layers - 1, &layer, 1) == 1) g->layer = (uint32_t)layer;
+    g->n = read_int(r, "ple.ngram_size", 2, QW_NGRAM_MAX);
+    g->heads_per_gram = read_int(r, "ple.heads_per_ngram", 1, QW_NGRAM_HEADS_MAX);
+    g->n_taps = read_int(r, "ple.conv_kernel", 2, 8);
+    g->end = (int32_t)read_int(r, "ple.eos_token_id", 0, 1u << 20);
+    g->row = read_int(r, "embedding_length_per_layer_input", 1, 1u << 16);
+    size_t n_heads = (size_t)(g->n - 1) * g->heads_per_gram;
+    if (r->faults.n) return;
+    if (n_heads > QW_NGRAM_HEADS_MAX) {
+        qw_faults_add(&r->faults, "%zu n-gram heads, the most is %d", n_heads, QW_NGRAM_HEADS_MAX);
+        return;
+    }
+    size_t n_multipliers = read_list(r, "ple.layer_multipliers", 1, INT64_MAX, g->multipliers, QW_NGRAM_MAX);
+    size_t n_offsets = read_list(r, "ple.head_offsets", 0, INT32_MAX, g->offsets, QW_NGRAM_HEADS_MAX);
+    size_t n_sizes = read_list(r, "ple.head_vocab_sizes", 1, INT32_MAX, g->sizes, QW_NGRAM_HEADS_MAX);
+    if (r->faults.n == 0 && (n_multipliers != g->n || n_offsets != n_heads || n_sizes != n_heads)) {
+        qw_faults_add(&r->faults, "ple.layer_multipliers, head_offsets and head_vocab_sizes have %zu, %zu and %zu entries: "
+                      "want %u, %zu and %zu", n_multipliers, n_offsets, n_sizes, g->n, n_heads, n_heads);
+    }
+}
+
 static void read_yarn(reader *r, qw_hparams *hp)
 {
     hp->yarn = (qw_yarn){
@@ -261,6 +343,12 @@ qw_status qw_hparams_read(const qw_gguf *file, qw_hparams *out, qw_err *err)
         if (f->experts) check_experts(&r, out);
         if (f->hybrid) check_delta(&r, out);
         if (yarn) read_yarn(&r, out);
+        out->n_streams = 1;
+        if (f->streams) {
+            read_streams(&r, out);
+            read_index(&r, out);
+            read_ngram(&r, out);
+        }
     }
     return qw_faults_report(&r.faults, QW_E_FORMAT, qw_gguf_path(file), err);
 }

@@ -200,18 +200,41 @@ static void bind_vocabulary(qw_binder *b, qw_net *net)
     else qw_bind_matrix(b, "output.weight", 0, hp->n_vocab, hp->hidden, &net->head);
 }
 
-/* The two blocks of layer il and their norms. */
+/* prefix: what its tensors' names begin with, "blk.%u.attn_norm" or "blk.%u.hc_attn_". */
+static void bind_connection(qw_binder *b, const qw_hparams *hp, uint32_t il, const char *prefix, qw_connection *c)
+{
+    char name[64];
+    size_t wide = (size_t)hp->n_streams * hp->hidden;
+    if (!hp->family->streams) {
+        snprintf(name, sizeof name, "%s.weight", prefix);
+        qw_bind_vector(b, name, il, hp->hidden, false, &c->norm);
+        return;
+    }
+    snprintf(name, sizeof name, "%snorm.weight", prefix);
+    qw_bind_vector(b, name, il, wide, false, &c->norm);
+    snprintf(name, sizeof name, "%sdown.weight", prefix);
+    qw_bind_matrix(b, name, il, hp->hyper_rank, wide, &c->down);
+    snprintf(name, sizeof name, "%sup.weight", prefix);
+    qw_bind_matrix(b, name, il, wide, hp->hyper_rank, &c->up);
+    snprintf(name, sizeof name, "%sinject.weight", prefix);
+    if (strncmp(prefix, "output", 6) != 0) qw_bind_matrix(b, name, il, hp->n_streams, wide, &c->inject);
+}
+
+/* The two blocks of layer il and how they hang on the stream. */
 static void bind_blocks(qw_binder *b, const qw_net *net, uint32_t il, bool recurrent, qw_layer *layer)
 {
     const qw_hparams *hp = &net->hp;
-    char norm[64];
+    char ffn_norm[64];
     bool experts = hp->family->experts && (hp->ffn == 0 || qw_bind_has(b, "blk.%u.ffn_gate_inp.weight", il));
-    snprintf(norm, sizeof norm, "blk.%%u.%s.weight", hp->family->ffn_norm);
+    if (hp->family->streams)
+        snprintf(ffn_norm, sizeof ffn_norm, "blk.%%u.hc_ffn_");
+    else
+        snprintf(ffn_norm, sizeof ffn_norm, "blk.%%u.%s", hp->family->ffn_norm);
     layer->mixer = recurrent ? &qw_block_delta : &qw_block_attention;
     layer->ffn = experts ? &qw_block_moe : &qw_block_swiglu;
-    qw_bind_vector(b, "blk.%u.attn_norm.weight", il, hp->hidden, false, &layer->mixer_norm);
+    bind_connection(b, hp, il, hp->family->streams ? "blk.%u.hc_attn_" : "blk.%u.attn_norm", &layer->to_mixer);
     layer->mixer->bind(b, hp, il, layer);
-    qw_bind_vector(b, norm, il, hp->hidden, false, &layer->ffn_norm);
+    bind_connection(b, hp, il, ffn_norm, &layer->to_ffn);
     layer->ffn->bind(b, hp, il, layer);
 }
 
@@ -234,7 +257,7 @@ static void bind_mtp(qw_binder *b, qw_net *net)
     qw_bind_matrix(b, "blk.%u.nextn.eh_proj.weight", il, h, 2 * h, &m->join);
     qw_bind_vector(b, "blk.%u.nextn.enorm.weight", il, h, false, &m->embed_norm);
     qw_bind_vector(b, "blk.%u.nextn.hnorm.weight", il, h, false, &m->hidden_norm);
-    qw_bind_vector(b, "blk.%u.nextn.shared_head_norm.weight", il, h, false, &m->output_norm);
+    qw_bind_vector(b, "blk.%u.nextn.shared_head_norm.weight", il, h, false, &m->output.norm);
     if (qw_bind_has(b, "blk.%u.nextn.embed_tokens.weight", il))
         qw_bind_matrix(b, "blk.%u.nextn.embed_tokens.weight", il, hp->n_vocab, h, &m->own_embed);
     if (qw_bind_has(b, "blk.%u.nextn.shared_head_head.weight", il))
@@ -258,6 +281,14 @@ static bool is_recurrent(const qw_binder *b, const qw_hparams *hp, uint32_t il)
     return (il + 1) % hp->full_attention_interval != 0;
 }
 
+/* Room in a sequence's recurrent state; returns where. */
+static size_t take_state(qw_net *net, size_t bytes)
+{
+    size_t at = net->recurrent_bytes;
+    net->recurrent_bytes += (bytes + 63) / 64 * 64;
+    return at;
+}
+
 static void bind_layer(qw_binder *b, qw_net *net, uint32_t il)
 {
     qw_layer *layer = &net->layers[il];
@@ -265,18 +296,55 @@ static void bind_layer(qw_binder *b, qw_net *net, uint32_t il)
     bind_blocks(b, net, il, recurrent, layer);
     layer->last = il + 1 == net->hp.n_layers;
     if (recurrent) {
-        layer->delta.net.offset = net->recurrent_bytes;
-        net->recurrent_bytes += qw_delta_state_bytes(&layer->delta.net);
-    } else {
-        layer->kv_index = net->n_kv_layers++;
+        layer->delta.net.offset = take_state(net, qw_delta_state_bytes(&layer->delta.net));
+        return;
     }
+    layer->kv_index = net->n_kv_layers++;
+    if (net->hp.index_block)
+        layer->attn.index.offset = take_state(net, (net->hp.index_block - 1) * net->hp.index_dim * sizeof(float));
+}
+
+static void bind_ple(qw_binder *b, qw_net *net)
+{
+    const qw_hparams *hp = &net->hp;
+    const qw_ngram *g = &hp->ngram;
+    size_t wide = (size_t)hp->n_streams * hp->hidden, n_heads = (size_t)(g->n - 1) * g->heads_per_gram;
+    size_t embedding = n_heads * g->row, n_rows = 0;
+    uint32_t il = g->layer;
+    qw_ple *p = &net->ple;
+    char name[64];
+    for (size_t h = 0; h < n_heads; h++) {
+        size_t end = (size_t)g->offsets[h] + (size_t)g->sizes[h];
+        n_rows = end > n_rows ? end : n_rows;
+    }
+    for (uint32_t i = 0; i < g->n; i++) {
+        if (g->multipliers[i] <= INT64_MAX / (int64_t)VOCAB_MAX) continue;
+        if (hp->n_vocab && g->multipliers[i] > INT64_MAX / (int64_t)hp->n_vocab)
+            qw_faults_add(&b->faults, "ple.layer_multipliers: %lld times a token leaves 63 bits", (long long)g->multipliers[i]);
+    }
+    const qw_tensor *t = find(b, "per_layer_token_embd.weight", 0, false, name);
+    if (t && (t->n_dims != 2 || t->ne[0] != g->row || t->ne[1] < n_rows || t->ne[1] > INT32_MAX))
+        qw_faults_add(&b->faults, "%s: want [%zu or more,%u], file has %s", name, n_rows, g->row, shape_of(t).s);
+    else if (t)
+        net->ngram_table = weight_of(t, 1, (size_t)t->ne[1], g->row);
+    net->n_params += net->ngram_table.rows * g->row;
+    qw_bind_matrix(b, "blk.%u.ple_key.weight", il, wide, embedding, &p->key);
+    qw_bind_matrix(b, "blk.%u.ple_value.weight", il, hp->hidden, embedding, &p->value);
+    qw_bind_vector(b, "blk.%u.ple_norm_key.weight", il, wide, false, &p->key_norm);
+    qw_bind_vector(b, "blk.%u.ple_norm_query.weight", il, wide, false, &p->query_norm);
+    qw_bind_vector(b, "blk.%u.ple_norm_conv.weight", il, wide, false, &p->conv_norm);
+    p->conv = (qw_ple_conv){.n_taps = g->n_taps, .dilation = g->n, .k = wide};
+    qw_bind_turned(b, "blk.%u.ple_conv1d.weight", il, wide, g->n_taps, &p->conv.w);
+    p->conv.offset = take_state(net, (size_t)(g->n_taps - 1) * g->n * wide * sizeof(float));
+    net->layers[il].ple = true;
 }
 
 static void bind_all(qw_binder *b, qw_net *net)
 {
     bind_vocabulary(b, net);
-    qw_bind_vector(b, "output_norm.weight", 0, net->hp.hidden, false, &net->output_norm);
+    bind_connection(b, &net->hp, 0, net->hp.family->streams ? "output_hc_" : "output_norm", &net->output);
     for (uint32_t il = 0; il < net->hp.n_layers; il++) bind_layer(b, net, il);
+    if (net->hp.ngram.n) bind_ple(b, net);
     bind_mtp(b, net);
     if (qw_bind_has(b, "cls.output.weight", 0)) qw_bind_matrix(b, "cls.output.weight", 0, 2, net->hp.hidden, &net->cls);
     refuse_unknown_tensors(b);
@@ -341,8 +409,16 @@ void qw_net_close(qw_net *net)
     free(net);
 }
 
+static void each_of_connection(qw_connection *c, qw_net_weight_fn *fn, void *ctx)
+{
+    qw_weight *const all[] = {&c->down, &c->up, &c->inject};
+    qw_each_of(all, sizeof all / sizeof *all, fn, ctx);
+}
+
 static void each_of_layer(qw_layer *l, qw_net_weight_fn *fn, void *ctx)
 {
+    each_of_connection(&l->to_mixer, fn, ctx);
+    each_of_connection(&l->to_ffn, fn, ctx);
     l->mixer->each_weight(l, fn, ctx);
     l->ffn->each_weight(l, fn, ctx);
 }
@@ -350,7 +426,9 @@ static void each_of_layer(qw_layer *l, qw_net_weight_fn *fn, void *ctx)
 void qw_net_each_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx)
 {
     for (uint32_t il = 0; il < net->hp.n_layers; il++) each_of_layer(&net->layers[il], fn, ctx);
-    if (net->cls.data) fn(ctx, &net->cls);
+    qw_weight *const rest[] = {&net->ple.key, &net->ple.value, &net->cls};
+    each_of_connection(&net->output, fn, ctx);
+    qw_each_of(rest, sizeof rest / sizeof *rest, fn, ctx);
     fn(ctx, &net->head);
 }
 

@@ -26,6 +26,8 @@ typedef struct qw_family {
     bool hybrid;           /* most layers are gated delta-nets */
     bool tiled;            /* of those: value head j reads key head j % key heads, otherwise j / ratio */
     bool joint_gates;      /* of those: beta and alpha are one matrix, [beta | alpha] for each key head */
+    bool sigmoid_gate;     /* of those: the output gate is a sigmoid, otherwise silu */
+    bool streams;          /* the residual stream is several, joined by hyper-connections; block-sparse attention */
     bool experts;          /* feed-forward blocks may be experts */
     bool renormalise;      /* their weights, where the file does not say */
 } qw_family;
@@ -40,6 +42,20 @@ typedef struct qw_yarn {
     float original_context, attention_factor, beta_fast, beta_slow;
 } qw_yarn;
 
+enum { QW_NGRAM_MAX = 4, QW_NGRAM_HEADS_MAX = 64 };
+
+/* Per-layer n-gram embedding: a token and those before it are hashed to rows of a large table. */
+typedef struct qw_ngram {
+    uint32_t n;              /* tokens of the longest n-gram; 0: none */
+    uint32_t layer;          /* the one that gets it */
+    uint32_t heads_per_gram; /* rows for each length from 2 to n */
+    uint32_t row;            /* floats of a row */
+    uint32_t n_taps;         /* of the layer's convolution */
+    int32_t end;             /* the token that stands for what is missing, and cuts n-grams */
+    int64_t multipliers[QW_NGRAM_MAX];
+    int64_t offsets[QW_NGRAM_HEADS_MAX], sizes[QW_NGRAM_HEADS_MAX]; /* of a head's part of the table */
+} qw_ngram;
+
 typedef struct qw_hparams {
     const qw_family *family;
     uint32_t n_layers, n_mtp; /* n_mtp: further blocks of the file, for multi-token prediction */
@@ -50,6 +66,9 @@ typedef struct qw_hparams {
     bool renormalise;
     uint32_t n_k_heads, n_v_heads, k_dim, v_dim, n_taps; /* of delta-nets */
     uint32_t full_attention_interval; /* of hybrids, where the file has no list */
+    uint32_t n_streams, hyper_rank;   /* of the residual stream: 1 and 0 without hyper-connections */
+    uint32_t index_heads, index_dim, index_block, index_top; /* block-sparse attention: qw_index; 0: none */
+    qw_ngram ngram;
     uint32_t context_length;  /* tokens the model was trained for */
     float rope_base, rms_eps;
     qw_yarn yarn;
@@ -60,7 +79,7 @@ typedef struct qw_pass qw_pass;
 typedef struct qw_binder qw_binder;
 typedef void qw_net_weight_fn(void *ctx, qw_weight *w);
 
-/* One kind of block: adds f(pass->normed) to pass->x. bind finds the weights of layer `il`. */
+/* One kind of block: adds f(pass->normed) to pass->sum. bind finds the weights of layer `il`. */
 typedef struct qw_block {
     const char *name;
     void (*bind)(qw_binder *b, const qw_hparams *hp, uint32_t il, qw_layer *layer);
@@ -77,9 +96,24 @@ typedef struct qw_ffn {
     qw_weight gate, up, down; /* [ffn, hidden] twice, [hidden, ffn]; of experts: stacks */
 } qw_ffn;
 
+/* How a block hangs on the residual stream. */
+typedef struct qw_connection {
+    const float *norm;          /* [n_streams * hidden] */
+    qw_weight down, up, inject; /* several streams: [rank, n_streams * hidden], [n_streams * hidden, rank],
+                                   [n_streams, n_streams * hidden] */
+} qw_connection;
+
+/* Per-layer embedding, added to the stream before the layer. */
+typedef struct qw_ple {
+    qw_weight key, value;       /* [n_streams * hidden, embedding], [hidden, embedding] */
+    const float *key_norm, *query_norm, *conv_norm; /* [n_streams * hidden] */
+    qw_ple_conv conv;
+} qw_ple;
+
 struct qw_layer {
     const qw_block *mixer, *ffn;
-    const float *mixer_norm, *ffn_norm; /* [hidden]: of the blocks' inputs */
+    qw_connection to_mixer, to_ffn;
+    bool ple;                           /* the network's per-layer embedding is added before it */
     uint32_t kv_index;                  /* among the layers with keys and values */
     bool last;                          /* nothing after it looks at other rows than those asked for */
     struct {
@@ -87,6 +121,9 @@ struct qw_layer {
                                       rows a head: the query, then its gate */
         const float *bq, *bk, *bv; /* [rows] or NULL */
         const float *q_norm, *k_norm; /* [hd] or NULL */
+        qw_weight index_q, index_k;   /* block-sparse: [index heads * dim, hidden], [dim, hidden] */
+        const float *index_q_norm;    /* [dim] */
+        qw_index index;
     } attn;
     struct {
         qw_weight qkv, z, out;     /* [channels, hidden], [value, hidden], [hidden, value] */
@@ -104,7 +141,8 @@ struct qw_layer {
 /* Multi-token prediction: a further layer that guesses one token more (forward.h). */
 typedef struct qw_mtp {
     qw_layer layer;
-    const float *embed_norm, *hidden_norm, *output_norm; /* [hidden] */
+    const float *embed_norm, *hidden_norm; /* [hidden] */
+    qw_connection output;
     qw_weight join;                /* [hidden, 2 * hidden]: of the token's embedding and the hidden state */
     const qw_weight *embed, *head; /* the network's, or */
     qw_weight own_embed, own_head;
@@ -116,7 +154,9 @@ typedef struct qw_net {
     qw_layer *layers;          /* owns; [n_layers] */
     qw_weight embed;           /* [n_vocab, hidden], read by row */
     qw_weight head;            /* [n_vocab, hidden]: output.weight, or the embedding when tied */
-    const float *output_norm;  /* [hidden] */
+    qw_connection output;      /* what makes the hidden state of the stream; its `inject` is unused */
+    qw_weight ngram_table;     /* [rows, ngram.row], read by row */
+    qw_ple ple;                /* of the layer that has it */
     qw_mtp *mtp;               /* owns; NULL: none */
     qw_weight cls;             /* [2, hidden]: scores yes and no of a reranker; without data: none */
     float **vectors;           /* owns the float copies of all one-dimensional tensors */

@@ -34,7 +34,7 @@ static void keep_hidden(qw_compute *c, path *p, size_t at, size_t n_rows)
     uint32_t rows[QW_COMPUTE_ROWS];
     size_t h = c->net->hp.hidden;
     for (size_t i = 0; i < n_rows; i++) rows[i] = (uint32_t)i;
-    qw_pass_hidden(c->rt.pass, rows, n_rows, p->hidden + at * h, h);
+    qw_pass_hidden(c->rt.pass, rows, n_rows, p->hidden + at * h);
 }
 
 static qw_status keep_prompt(void *ctx, qw_compute *c, size_t first, size_t n_rows, qw_err *err)
@@ -85,7 +85,7 @@ static void draft(qw_compute *c, qw_seq *seq, path *p, size_t at, float *hidden,
     for (size_t i = 0; i < d->n_max && at + i + 2 < p->n; i++) {
         qw_row one = {.seq = seq, .pos = (uint32_t)(at + i), .token = p->tokens[at + i + 1]};
         qw_forward_mtp(c->rt.pass, &one, 1, hidden, h);
-        qw_pass_hidden(c->rt.pass, &row, 1, hidden, h);
+        qw_pass_hidden(c->rt.pass, &row, 1, hidden);
         qw_pass_logits(c->rt.pass, &row, 1, p->logits, c->net->hp.n_vocab);
         bool accepted = most_probable(p->logits, c->net->hp.n_vocab) == p->tokens[at + i + 2];
         d->drafted[i]++;

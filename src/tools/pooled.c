@@ -95,7 +95,7 @@ qw_status qw_pooled_embed(qw_pooled *p, qw_text text, const char *instruction, u
         QW_TRY(qw_tokens_push(&p->tokens, p->end, err));
     if (p->tokens.n == 0) return qw_fail(err, QW_E_ARG, "the text is empty");
     QW_TRY(compute(p, &row, err));
-    qw_pass_hidden(p->c.rt.pass, &row, 1, p->values, hidden);
+    qw_pass_hidden(p->c.rt.pass, &row, 1, p->values);
     for (uint32_t i = 0; i < n; i++) sum += (double)p->values[i] * (double)p->values[i];
     for (uint32_t i = 0; i < n; i++) out[i] = (float)((double)p->values[i] / fmax(sqrt(sum), 1e-12));
     return QW_OK;

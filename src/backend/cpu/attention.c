@@ -2,28 +2,16 @@
 #include <math.h>
 #include <string.h>
 
-#include "backend/cpu/cpu_private.h"
-#include "kernels/attn_layout.h"
-
-/* A thread's queries and what becomes of them; hd: elements from one query to the next. */
-typedef struct attn_state {
-    size_t n_q, hd;
-    float *o, *m, *s; /* values [n_q, hd], maxima and sums [n_q] */
-    union {
-        float *f32;
-        int16_t *i16;
-    } q;              /* [n_q, hd] */
-    float *dq;        /* [n_q]: of integer queries */
-} attn_state;
+#include "backend/cpu/attention.h"
 
 size_t qw_cpu_attention_scratch(const qw_cpu_sizes *s)
 {
     return QW_CPU_QUERIES_MAX * (2 * qw_attn_padded(s->head_dim) + 3) * sizeof(float);
 }
 
-static attn_state state_in(float *scratch, size_t n_q, size_t hd)
+static qw_cpu_queries queries_in(float *scratch, size_t n_q, size_t hd)
 {
-    attn_state st = {.n_q = n_q, .hd = hd, .o = scratch};
+    qw_cpu_queries st = {.n_q = n_q, .hd = hd, .o = scratch};
     st.q.f32 = st.o + QW_CPU_QUERIES_MAX * hd;
     st.m = st.q.f32 + QW_CPU_QUERIES_MAX * hd;
     st.s = st.m + QW_CPU_QUERIES_MAX;
@@ -108,21 +96,20 @@ static size_t run_length(const qw_kv_row *rows, size_t n_rows, size_t n_max)
     return n;
 }
 
-/* Queries of rows [r0, r0 + n) of KV head h as the kernel wants them, and nothing attended to. */
-static attn_state begin(const attn_args *a, size_t r0, size_t n, uint32_t h, int thread)
+qw_cpu_queries qw_cpu_queries_begin(const qw_cpu *cpu, const qw_kv_shape *s, qw_heads q, size_t r0, size_t n, uint32_t h,
+                                    int thread)
 {
-    const qw_kv_shape *s = a->shape;
     size_t head_dim = s->head_dim, group = s->n_heads / s->n_kv_heads;
     bool floats = s->type == QW_KV_F32;
-    attn_state st = state_in(qw_cpu_scratch(a->cpu, thread), n * group, floats ? head_dim : qw_attn_padded(head_dim));
+    qw_cpu_queries st = queries_in(qw_cpu_scratch(cpu, thread), n * group, floats ? head_dim : qw_attn_padded(head_dim));
     float scale = 1.0f / sqrtf((float)head_dim);
     for (size_t i = 0; i < st.n_q; i++) {
-        const float *src = a->q.x + (r0 + i / group) * a->q.ld + (h * group + i % group) * a->q.stride;
+        const float *src = q.x + (r0 + i / group) * q.ld + (h * group + i % group) * q.stride;
         if (floats) {
             for (size_t d = 0; d < head_dim; d++) st.q.f32[i * st.hd + d] = src[d] * scale;
         } else {
             int16_t *to = st.q.i16 + i * st.hd;
-            st.dq[i] = quantize_vector(a->cpu->kernels, src, head_dim, to) * scale;
+            st.dq[i] = quantize_vector(cpu->kernels, src, head_dim, to) * scale;
             memset(to + head_dim, 0, (st.hd - head_dim) * sizeof *to);
         }
         st.m[i] = -INFINITY;
@@ -132,33 +119,43 @@ static attn_state begin(const attn_args *a, size_t r0, size_t n, uint32_t h, int
     return st;
 }
 
+void qw_cpu_queries_tile(const qw_cpu *cpu, const qw_kv_shape *s, const qw_cpu_queries *st, const uint8_t *tile,
+                         const uint8_t *next, const uint32_t *n_keys)
+{
+    if (s->type == QW_KV_F32) {
+        const float *keys = (const float *)(const void *)tile, *values = keys + (size_t)s->head_dim * QW_KV_TILE;
+        cpu->kernels->attn_f32(keys, values, st->hd, st->q.f32, st->n_q, n_keys, st->m, st->s, st->o);
+    } else {
+        cpu->kernels->attn_i16(tile, next, st->hd, st->q.i16, st->dq, st->n_q, n_keys, st->m, st->s, st->o);
+    }
+}
+
+void qw_cpu_queries_end(const qw_cpu_queries *st, const qw_kv_shape *s, size_t r0, uint32_t h, float *out, size_t ld_out)
+{
+    size_t head_dim = s->head_dim, group = s->n_heads / s->n_kv_heads;
+    for (size_t i = 0; i < st->n_q; i++) {
+        float *dst = out + (r0 + i / group) * ld_out + (h * group + i % group) * head_dim;
+        float inv = 1.0f / st->s[i];
+        for (size_t d = 0; d < head_dim; d++) dst[d] = st->o[i * st->hd + d] * inv;
+    }
+}
+
 /* All queries of rows [r0, r0 + n) that read KV head h: every tile up to the last row's position. */
 static void attend(const attn_args *a, size_t r0, size_t n, uint32_t h, int thread)
 {
     const qw_kv_shape *s = a->shape;
-    const qw_kernels *kernels = a->cpu->kernels;
-    size_t head_dim = s->head_dim, group = s->n_heads / s->n_kv_heads, offset = qw_kv_offset(s, a->layer, h);
-    attn_state st = begin(a, r0, n, h, thread);
+    size_t group = s->n_heads / s->n_kv_heads, offset = qw_kv_offset(s, a->layer, h);
+    qw_cpu_queries st = qw_cpu_queries_begin(a->cpu, s, a->q, r0, n, h, thread);
     uint32_t n_keys[QW_CPU_QUERIES_MAX], last = a->rows[r0 + n - 1].pos;
     for (uint32_t t = 0; t <= last / QW_KV_TILE; t++) {
         for (size_t i = 0; i < st.n_q; i++) {
             int64_t seen = (int64_t)a->rows[r0 + i / group].pos + 1 - (int64_t)t * QW_KV_TILE;
             n_keys[i] = seen < 0 ? 0 : seen > QW_KV_TILE ? QW_KV_TILE : (uint32_t)seen;
         }
-        const uint8_t *tile = a->rows[r0].pages[t] + offset;
-        if (s->type == QW_KV_F32) {
-            const float *keys = (const float *)(const void *)tile;
-            kernels->attn_f32(keys, keys + head_dim * QW_KV_TILE, st.hd, st.q.f32, st.n_q, n_keys, st.m, st.s, st.o);
-        } else {
-            const uint8_t *next = t < last / QW_KV_TILE ? a->rows[r0].pages[t + 1] + offset : NULL;
-            kernels->attn_i16(tile, next, st.hd, st.q.i16, st.dq, st.n_q, n_keys, st.m, st.s, st.o);
-        }
+        const uint8_t *next = t < last / QW_KV_TILE ? a->rows[r0].pages[t + 1] + offset : NULL;
+        qw_cpu_queries_tile(a->cpu, s, &st, a->rows[r0].pages[t] + offset, next, n_keys);
     }
-    for (size_t i = 0; i < st.n_q; i++) {
-        float *dst = a->out + (r0 + i / group) * a->ld + (h * group + i % group) * head_dim;
-        float inv = 1.0f / st.s[i];
-        for (size_t d = 0; d < head_dim; d++) dst[d] = st.o[i * st.hd + d] * inv;
-    }
+    qw_cpu_queries_end(&st, s, r0, h, a->out, a->ld);
 }
 
 static size_t rows_per_item(const qw_kv_shape *s)

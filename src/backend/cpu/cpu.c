@@ -6,7 +6,7 @@
  */
 #include <stdlib.h>
 
-#include "backend/cpu/cpu_private.h"
+#include "backend/cpu/attention.h"
 #include "base/mem.h"
 
 static size_t round_up(size_t n, size_t to)
@@ -28,10 +28,23 @@ static size_t act_buffer_bytes(const qw_cpu_sizes *s, qw_act act)
     return round_up(qw_act_bytes(act, k) * s->n_rows_max, 4096);
 }
 
+/* Of either type. */
+static size_t own_tile_bytes(const qw_cpu_sizes *s)
+{
+    size_t floats = 2 * (size_t)s->head_dim * QW_KV_TILE * sizeof(float);
+    return s->index_top ? round_up(floats + qw_attn_tile_bytes(qw_attn_padded(s->head_dim)), 4096) : 0;
+}
+
+static size_t chosen_bytes(const qw_cpu_sizes *s)
+{
+    return s->n_rows_max * s->index_top * sizeof(uint32_t);
+}
+
 size_t qw_cpu_scratch_bytes(const qw_cpu_sizes *sizes, int n_threads)
 {
     size_t bytes = thread_scratch_bytes(sizes) * (size_t)n_threads;
     for (int a = 0; a < QW_ACT_COUNT; a++) bytes += 2 * act_buffer_bytes(sizes, (qw_act)a);
+    bytes += own_tile_bytes(sizes) * (size_t)n_threads + chosen_bytes(sizes);
     return bytes + qw_cpu_moe_divide(sizes, &(qw_cpu_moe){0});
 }
 
@@ -157,6 +170,8 @@ static void cpu_destroy(qw_backend *be)
         qw_free_aligned(cpu->act_gated[a], act_buffer_bytes(&cpu->sizes, (qw_act)a));
     }
     qw_free_aligned(cpu->moe.arena, cpu->moe.bytes);
+    qw_free_aligned(cpu->chosen, chosen_bytes(&cpu->sizes));
+    qw_free_aligned(cpu->own_tiles, cpu->own_tile_bytes * (size_t)cpu->n_threads);
     qw_free_aligned(cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads);
     free(cpu);
 }
@@ -174,7 +189,14 @@ static const qw_backend_ops cpu_ops = {
     .rope = cpu_rope,
     .kv_store = qw_cpu_kv_store,
     .attention = qw_cpu_attention,
+    .index_store = qw_cpu_index_store,
+    .sparse_attention = qw_cpu_sparse_attention,
     .delta_net = qw_cpu_delta_net,
+    .hyper_gate = qw_cpu_hyper_gate,
+    .hyper_mix = qw_cpu_hyper_mix,
+    .hyper_inject = qw_cpu_hyper_inject,
+    .ple_gate = qw_cpu_ple_gate,
+    .ple_conv = qw_cpu_ple_conv,
 };
 
 qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw_backend **out, qw_err *err)
@@ -196,6 +218,11 @@ qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw
     }
     QW_TRY_GOTO(
         qw_alloc_aligned(&cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads, "thread scratch", err));
+    cpu->own_tile_bytes = own_tile_bytes(sizes);
+    if (sizes->index_top) {
+        QW_TRY_GOTO(qw_alloc_aligned(&cpu->chosen, chosen_bytes(sizes), "chosen blocks", err));
+        QW_TRY_GOTO(qw_alloc_aligned(&cpu->own_tiles, cpu->own_tile_bytes * (size_t)cpu->n_threads, "chosen blocks", err));
+    }
     cpu->moe.bytes = qw_cpu_moe_divide(sizes, &cpu->moe);
     if (cpu->moe.bytes) {
         QW_TRY_GOTO(qw_alloc_aligned(&cpu->moe.arena, cpu->moe.bytes, "scratch for experts", err));

@@ -39,6 +39,9 @@ typedef struct qw_cpu {
     uint8_t *act[QW_ACT_COUNT];       /* [n_rows_max] records of the current input; NULL: not wanted */
     uint8_t *act_gated[QW_ACT_COUNT]; /* the same of a gated product, while the current input is still read */
     qw_cpu_moe moe;
+    uint32_t *chosen;           /* [n_rows_max, index_top]: blocks, with block-sparse attention */
+    uint8_t *own_tiles;         /* [n_threads][own_tile_bytes]: the chosen positions of a query */
+    size_t own_tile_bytes;
     uint8_t *scratch;           /* [n_threads][thread_bytes] */
     size_t thread_bytes;
 } qw_cpu;
@@ -66,6 +69,21 @@ void qw_cpu_attention(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, 
 void qw_cpu_delta_net(qw_backend *be, const qw_delta *d, const qw_kv_row *rows, size_t n_rows, const qw_delta_in *in,
                       float *out);
 void qw_cpu_moe_run(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_moe *w, float *x, size_t ld_x);
+
+void qw_cpu_index_store(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *index,
+                        const qw_kv_row *rows, size_t n_rows, const float *keys);
+void qw_cpu_sparse_attention(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *index,
+                             const qw_kv_row *rows, size_t n_rows, qw_heads q, const float *index_q, float *out,
+                             size_t ld_out);
+void qw_cpu_hyper_gate(qw_backend *be, float *x, size_t n_rows, size_t k, uint32_t n_streams);
+void qw_cpu_hyper_mix(qw_backend *be, const float *x, const float *mix, size_t n_rows, size_t k, uint32_t n_streams,
+                      float *out);
+void qw_cpu_hyper_inject(qw_backend *be, float *x, const float *y, const float *inject, size_t n_rows, size_t k,
+                         uint32_t n_streams);
+void qw_cpu_ple_gate(qw_backend *be, const float *key, const float *query, const float *value, size_t n_rows, size_t k,
+                     uint32_t n_streams, float *out);
+void qw_cpu_ple_conv(qw_backend *be, const qw_ple_conv *c, const qw_kv_row *rows, size_t n_rows, const float *u,
+                     const float *y, float *x);
 
 /* Divides moe->arena, or only measures it when that is NULL; returns its bytes, 0 without experts. */
 size_t qw_cpu_moe_divide(const qw_cpu_sizes *s, qw_cpu_moe *moe);

@@ -75,6 +75,7 @@ def suites(b, python, model, isa):
         ("old processor", [python, "tests/cli/old_cpu.py", "--qw", f"{b}/qw"], False),
         ("valgrind", [python, "tests/cli/memcheck.py", "--qw", f"{b}/qw", "--model", TINY], False),
         ("logits", [python, "tests/parity/logits_small.py", "--qw", qw, "--model", model, *positions], False),
+        ("embed and rerank", [python, "tests/parity/pooled.py", "--qw", qw, "--model", model], False),
         ("tokenizer parity", [python, "tests/parity/tokenizer.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
         ("chat parity", [python, "tests/parity/chat.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
     ]

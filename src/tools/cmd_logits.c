@@ -88,6 +88,38 @@ static qw_status write_rows(void *ctx, qw_compute *c, size_t first, size_t n_row
     return QW_OK;
 }
 
+/* Hidden states of all tokens, for multi-token prediction. */
+static qw_status keep_hidden(void *ctx, qw_compute *c, size_t first, size_t n_rows, qw_err *err)
+{
+    (void)err;
+    float *hidden = ctx;
+    uint32_t rows[QW_COMPUTE_ROWS];
+    for (size_t i = 0; i < n_rows; i++) rows[i] = (uint32_t)i;
+    qw_pass_hidden(c->rt.pass, rows, n_rows, hidden + first * c->net->hp.hidden);
+    return QW_OK;
+}
+
+/* Logits after each token but the last, of the token after the next. */
+static qw_status compute_mtp(qw_compute *c, qw_seq *seq, const int32_t *ids, size_t n, npy *out, qw_err *err)
+{
+    size_t h = c->net->hp.hidden;
+    qw_row rows[QW_COMPUTE_ROWS];
+    float *hidden = NULL;
+    qw_status status;
+    QW_TRY_GOTO(qw_alloc(&hidden, n * h, sizeof *hidden, "hidden states", err));
+    QW_TRY_GOTO(qw_compute_tokens(c, seq, ids, n, keep_hidden, hidden, err));
+    for (size_t at = 0, step; at + 1 < n; at += step) {
+        step = n - 1 - at < QW_COMPUTE_ROWS ? n - 1 - at : QW_COMPUTE_ROWS;
+        for (size_t i = 0; i < step; i++)
+            rows[i] = (qw_row){.seq = seq, .pos = (uint32_t)(at + i), .token = ids[at + i + 1]};
+        qw_forward_mtp(c->rt.pass, rows, step, hidden + at * h, h);
+        QW_TRY_GOTO(write_rows(out, c, at, step, err));
+    }
+fail:
+    free(hidden);
+    return status;
+}
+
 static qw_status compute(const qw_compute_options *o, const int32_t *ids, size_t n, const char *path, FILE *file,
                          qw_err *err)
 {
@@ -98,8 +130,11 @@ static qw_status compute(const qw_compute_options *o, const int32_t *ids, size_t
     QW_TRY(qw_compute_open(o, &c, err));
     QW_TRY_GOTO(qw_alloc(&out.rows, (size_t)HEAD_ROWS * c.net->hp.n_vocab, sizeof(float), "logits", err));
     QW_TRY_GOTO(qw_seq_create(c.rt.seqs, &seq, err));
-    QW_TRY_GOTO(write_header(&out, n, c.net->hp.n_vocab, err));
-    QW_TRY_GOTO(qw_compute_tokens(&c, seq, ids, n, write_rows, &out, err));
+    QW_TRY_GOTO(write_header(&out, o->mtp ? n - 1 : n, c.net->hp.n_vocab, err));
+    if (o->mtp)
+        QW_TRY_GOTO(compute_mtp(&c, seq, ids, n, &out, err));
+    else
+        QW_TRY_GOTO(qw_compute_tokens(&c, seq, ids, n, write_rows, &out, err));
 fail:
     qw_seq_release(seq);
     free(out.rows);
@@ -131,11 +166,13 @@ int qw_cmd_logits(int argc, char **argv)
 {
     qw_cli_model model = {0};
     const char *tokens = NULL, *tokens_file = NULL, *output = NULL;
+    bool mtp = false;
     const qw_cli_opt opts[] = {
         QW_CLI_MODEL_OPTS(&model),
         {0, "tokens", QW_CLI_STR, &tokens, "ID,...", "token ids", 0, 0},
         {0, "tokens-file", QW_CLI_STR, &tokens_file, "FILE", "a file with token ids (- for standard input)", 0, 0},
         {'o', "output", QW_CLI_STR, &output, "OUT.npy", "float32 [tokens, vocabulary] in NumPy's format", 0, 0},
+        {0, "mtp", QW_CLI_FLAG, &mtp, NULL, "those of multi-token prediction, for all tokens but the last", 0, 0},
     };
     const qw_cli_spec spec = {
         .name = "logits", .usage = "--tokens 1,2,3 | --tokens-file FILE  -o OUT.npy [options]",
@@ -164,7 +201,8 @@ int qw_cmd_logits(int argc, char **argv)
         goto fail;
     }
     qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
-                            .no_pack_cache = model.no_pack_cache, .n_seqs = 1, .seq_tokens_max = (uint32_t)n};
+                            .no_pack_cache = model.no_pack_cache, .mtp = mtp, .n_seqs = 1,
+                            .seq_tokens_max = (uint32_t)n};
     QW_TRY_GOTO(write_logits(&o, ids, n, output, &err));
 fail:
     free(ids);

@@ -151,6 +151,8 @@ def main():
     for path in options.files:
         generator = numpy.random.default_rng(SEED)
         file = File(path)
+        if f"{file.arch}.rope.scaling.type" in file.fields:
+            common.fail(f"{path}: scaled positions are not part of the formula here")
         name = os.path.basename(path)
         block = add_block(file, generator)
         tokens = generator.integers(0, file.tensors["token_embd.weight"].shape[0], 100)

@@ -1,7 +1,7 @@
 /* hub.h: models on disk: the catalogue, the store, downloads.
  *
  * The door that commands use. A qw_hub is a catalogue and the path of a store ($QW_HOME, see base/file.h);
- * one thread at a time may use it, any number of processes may share the store (docs/models.md describes its
+ * one thread at a time may use it, any number of processes may share the store (docs/store.md describes its
  * layout). Nothing here prints: what happens during a pull or a verification is told through a qw_hub_watch.
  * Reading (list, find, resolve) needs no write permission and takes no lock.
  */

@@ -28,7 +28,7 @@
 #include <stdint.h>
 
 #include "qw_status.h"
-#include "qw_types.h" /* qw_text, qw_message, qw_tool_call */
+#include "qw_types.h" /* qw_text, qw_message, qw_tool_call, qw_chat_options */
 
 #ifdef __cplusplus
 extern "C" {
@@ -119,6 +119,7 @@ typedef struct qw_request {
     const qw_message *messages; /* CHAT */
     size_t n_messages;
     qw_text tools;              /* CHAT: JSON text of an array of tool definitions, or empty */
+    qw_chat_options chat;       /* CHAT: thinking and effort */
     qw_text text;               /* RAW: the prompt; FIM: what stands before */
     qw_text suffix;             /* FIM: what stands after */
     bool raw_special;

@@ -28,7 +28,7 @@ static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *
     if (r->n_messages > QW_MESSAGES_MAX) {
         return qw_fail(err, QW_E_LIMIT, "%zu messages, at most %d are allowed", r->n_messages, QW_MESSAGES_MAX);
     }
-    qw_status status = qw_chat_render(m->chat, r->messages, r->n_messages, r->tools, true, &rendered, err);
+    qw_status status = qw_chat_render(m->chat, r->messages, r->n_messages, r->tools, &r->chat, true, &rendered, err);
     if (status == QW_OK) status = qw_chat_tokenize(m->tokenizer, &rendered, out, err);
     qw_rendered_free(&rendered);
     return status;

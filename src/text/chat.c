@@ -1,184 +1,147 @@
-/* chat.c: chat formats as typed segments.
+/* chat.c: the table of chat formats, and the walk over a conversation's messages.
  *
  * One table row a template variant: what differs between them is data. The renderer walks the messages as
  * the template does and says of every byte whether it is the format's own (markup) or somebody's words
- * (plain). Any thread; no state.
+ * (plain). Any thread; no state. Source of texts and order: the templates that come with the models.
  */
 #include "text/chat.h"
 
-#include <openssl/sha.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/mem.h"
-#include "text/json_text.h"
+#include "text/chat_private.h"
+#include "text/py_text.h"
 
-#define TOOLS_BEGIN                                                                                          \
-    "\n\n# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"                   \
+/* ---- the table -------------------------------------------------------------------------------- */
+
+#define JSON_BEGIN                                                                                           \
+    "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"                       \
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
-#define TOOLS_END(open, close)                                                                               \
+#define JSON_END(open, close)                                                                                \
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "    \
     "<tool_call></tool_call> XML tags:\n<tool_call>\n" open                                                  \
-    "\"name\": <function-name>, \"arguments\": <args-json-object>" close "\n</tool_call><|im_end|>\n"
-#define QWEN25_BY "You are Qwen, created by Alibaba Cloud."
-#define QWEN25_SYSTEM QWEN25_BY " You are a helpful assistant."
+    "\"name\": <function-name>, \"arguments\": <args-json-object>" close "\n</tool_call>"
+#define XML_BEGIN "You have access to the following functions:\n\n<tools>"
+#define XML_END(what, second, rule)                                                                          \
+    "\n</tools>\n\nIf you choose to call a " what " ONLY reply in the following format with NO suffix:\n\n"  \
+    "<tool_call>\n<function=example_function_name>\n<parameter=example_parameter_1>\nvalue_1\n</parameter>\n" \
+    "<parameter=example_parameter_2>\n" second "\n</parameter>\n</function>\n</tool_call>\n\n<IMPORTANT>\n"  \
+    "Reminder:\n- Function calls MUST follow the specified format: " rule "\n"                               \
+    "- Required parameters MUST be specified\n- You may provide optional reasoning for your function call "  \
+    "in natural language BEFORE the function call, but NOT after\n- If there is no function call available, " \
+    "answer the question like normal with your current knowledge and do not tell the user about function "   \
+    "calls\n</IMPORTANT>"
+#define XML_FUNCTIONS_END                                                                                    \
+    XML_END("function", "This is the value for the second parameter\nthat can span\nmultiple lines",         \
+            "an inner <function=...></function> block must be nested within <tool_call></tool_call> XML tags")
+#define XML_TOOLS_END                                                                                        \
+    XML_END("tool", "value_2",                                                                               \
+            "the tool calling block MUST begin with an opening <tool_call> tag and end with a closing "      \
+            "</tool_call> tag.")
 
-struct format {
-    const char *name;
-    const char *default_system; /* when the first message is no system message */
-    const char *tools_end;      /* NULL: the format has no tools */
+#define HELPFUL "You are a helpful assistant."
+#define BY_QWEN "You are Qwen, created by Alibaba Cloud. " HELPFUL
+#define BOXED "Please reason step by step, and put your final answer within \\boxed{}."
+#define CODER "You are Qwen, a helpful AI assistant that can interact with a computer to solve tasks."
+
+#define THINK "<think>\n"
+#define NO_THINK "<think>\n\n</think>\n\n"
+
+/* What the rows of a family have in common. */
+#define JSON_TOOLS(open, close)                                                                              \
+    .tools = CHAT_TOOLS_JSON, .tools_begin = JSON_BEGIN, .tools_end = JSON_END(open, close)
+#define DEFAULT_SYSTEM(text) .system = (text), .system_tools = (text)
+#define QWEN3_TOOLS JSON_TOOLS("{", "}"), .calls = CHAT_CALLS_JSON_RAW
+#define CODER_TOOLS .system_tools = CODER, .tools = CHAT_TOOLS_XML
+#define QWEN35_TOOLS                                                                                         \
+    .tools = CHAT_TOOLS_JSON, .tools_begin = "# Tools\n\n" XML_BEGIN, .tools_end = XML_FUNCTIONS_END,        \
+    .tools_first = true, .strips = true
+#define ALWAYS_THINKS .thinking = CHAT_THINKING_ALWAYS, .think = THINK
+#define SWITCH(on) .thinking = CHAT_THINKING_SWITCH, .think = (on), .no_think = NO_THINK
+
+static const chat_row rows[QW_CHAT_FORMATS] = {
+    [QW_CHAT_NONE] = {.name = "none"},
+    [QW_CHAT_QWEN25] = {.name = "qwen2.5", DEFAULT_SYSTEM(BY_QWEN), JSON_TOOLS("{", "}")},
+    [QW_CHAT_QWEN25_BRACES] = {.name = "qwen2.5", DEFAULT_SYSTEM(BY_QWEN), JSON_TOOLS("{{", "}}")},
+    [QW_CHAT_QWEN25_MATH] = {.name = "qwen2.5-math", DEFAULT_SYSTEM(BOXED), JSON_TOOLS("{", "}")},
+    [QW_CHAT_QWEN2] = {.name = "qwen2", .system = HELPFUL},
+    [QW_CHAT_QWEN25_1M] = {.name = "qwen2.5-1m", DEFAULT_SYSTEM(HELPFUL), JSON_TOOLS("{", "}")},
+    [QW_CHAT_QWEN25_OLD] = {.name = "qwen2.5-1m", DEFAULT_SYSTEM(HELPFUL), JSON_TOOLS("{{", "}}")},
+    [QW_CHAT_QWQ] = {.name = "qwq", .system_tools = "", JSON_TOOLS("{", "}"), .history = CHAT_HISTORY_CUT,
+                     ALWAYS_THINKS},
+    [QW_CHAT_QWQ_LAST] = {.name = "qwq", .system_tools = "", JSON_TOOLS("{", "}"),
+                          .history = CHAT_HISTORY_CUT_OLD, .thinking = CHAT_THINKING_SWITCH, .think = THINK,
+                          .no_think = THINK "</think>"},
+    [QW_CHAT_QWEN3] = {.name = "qwen3", QWEN3_TOOLS, .history = CHAT_HISTORY_QUERY, SWITCH("")},
+    [QW_CHAT_QWEN3_THINKING] = {.name = "qwen3-thinking", QWEN3_TOOLS, .history = CHAT_HISTORY_QUERY,
+                                ALWAYS_THINKS},
+    [QW_CHAT_QWEN3_INSTRUCT] = {.name = "qwen3-instruct", QWEN3_TOOLS},
+    [QW_CHAT_QWEN3_SPLITS] = {.name = "qwen3-instruct", QWEN3_TOOLS, .history = CHAT_HISTORY_QUERY},
+    [QW_CHAT_QWEN3_CODER] = {.name = "qwen3-coder", CODER_TOOLS, .tools_begin = XML_BEGIN,
+                             .tools_end = XML_FUNCTIONS_END, .calls = CHAT_CALLS_XML_LISTS,
+                             .wide_results = true},
+    [QW_CHAT_QWEN3_CODER_TOOLS] = {.name = "qwen3-coder", CODER_TOOLS,
+                                   .tools_begin = "# Tools\n\nYou have access to the following tools:\n\n<tools>",
+                                   .tools_end = XML_TOOLS_END, .calls = CHAT_CALLS_XML_STR, .wide_results = true},
+    [QW_CHAT_QWEN3_CODER_NEXT] = {.name = "qwen3-coder", CODER_TOOLS, .tools_begin = "# Tools\n\n" XML_BEGIN,
+                                  .tools_end = XML_FUNCTIONS_END, .calls = CHAT_CALLS_XML_STR,
+                                  .wide_results = true},
+    [QW_CHAT_QWEN35] = {.name = "qwen3.5", QWEN35_TOOLS, .calls = CHAT_CALLS_XML_STR,
+                        .history = CHAT_HISTORY_BLOCK, SWITCH(THINK)},
+    [QW_CHAT_QWEN36] = {.name = "qwen3.6", QWEN35_TOOLS, .calls = CHAT_CALLS_XML_JSON,
+                        .history = CHAT_HISTORY_BLOCK, .keeps = CHAT_KEEPS_ASKED, SWITCH(THINK)},
+    [QW_CHAT_QWEN38] = {.name = "qwen3.8", QWEN35_TOOLS, .calls = CHAT_CALLS_XML_JSON,
+                        .history = CHAT_HISTORY_FIELD, .keeps = CHAT_KEEPS_DEFAULT, SWITCH(THINK),
+                        .efforts = true},
+    [QW_CHAT_QWEN38_MAX] = {.name = "qwen3.8-max", QWEN35_TOOLS, .calls = CHAT_CALLS_XML_JSON,
+                            .history = CHAT_HISTORY_FIELD, .keeps = CHAT_KEEPS_DEFAULT, ALWAYS_THINKS,
+                            .efforts = true},
 };
-static const struct format formats[] = {
-    [QW_CHAT_NONE] = {"none", "", NULL},
-    [QW_CHAT_QWEN25] = {"qwen2.5", QWEN25_SYSTEM, TOOLS_END("{", "}")},
-    [QW_CHAT_QWEN25_BRACES] = {"qwen2.5", QWEN25_SYSTEM, TOOLS_END("{{", "}}")},
-    [QW_CHAT_QWEN25_MATH] = {"qwen2.5-math",
-                             "Please reason step by step, and put your final answer within \\boxed{}.",
-                             TOOLS_END("{", "}")},
-    [QW_CHAT_QWEN2] = {"qwen2", "You are a helpful assistant.", NULL},
+
+static const char *const effort_texts[] = {
+    [QW_EFFORT_LOW] = "Reasoning effort is set to low. Keep your thinking brief and focused, moving directly to the "
+                      "conclusion without unnecessary elaboration.",
+    [QW_EFFORT_MEDIUM] = NULL,
+    [QW_EFFORT_XHIGH] = "Reasoning effort is set to xhigh. Please think carefully through the task, validate key "
+                        "assumptions, consider plausible alternatives, and prioritize correctness, consistency, and "
+                        "clarity in the final answer.",
 };
-
-/* ---- which format ----------------------------------------------------------------------------- */
-
-/* SHA-256 of template texts that the tests compare with. */
-static const struct {
-    qw_chat_format format;
-    unsigned char sha256[SHA256_DIGEST_LENGTH];
-} known_templates[] = {
-    {QW_CHAT_QWEN25,
-     {0xcd, 0x8e, 0x94, 0x39, 0xf0, 0x57, 0x08, 0x56, 0xfd, 0x70, 0x47, 0x0b, 0xf8, 0x88, 0x9e, 0xbd,
-      0x8b, 0x5d, 0x11, 0x07, 0x20, 0x7f, 0x67, 0xa5, 0xef, 0xb4, 0x6e, 0x34, 0x23, 0x30, 0x52, 0x7f}},
-    {QW_CHAT_QWEN25_BRACES,
-     {0xd5, 0x49, 0x5a, 0x1e, 0x5d, 0xb0, 0x61, 0x11, 0x32, 0xa9, 0x7e, 0x46, 0xa6, 0x5d, 0xbb, 0x64,
-      0xa6, 0x42, 0xa4, 0x99, 0x42, 0x12, 0x28, 0xb9, 0xc8, 0xb9, 0x32, 0x29, 0x09, 0x7f, 0xa9, 0xa4}},
-};
-
-enum { MARKS_MAX = 4 };
-/* Marks of templates with an unknown hash: the first row all of whose `with` and none of whose `without`
- * occur. Thinking and XML tools are other families. */
-static const struct {
-    qw_chat_format format;
-    const char *with[MARKS_MAX], *without[MARKS_MAX];
-} marks[] = {
-    {QW_CHAT_QWEN25_BRACES,
-     {"<|im_start|>", "<tool_call>\\n{{\\\"name\\\": <function-name>", QWEN25_BY},
-     {"think", "<function="}},
-    {QW_CHAT_QWEN25,
-     {"<|im_start|>", "<tool_call>\\n{\\\"name\\\": <function-name>", QWEN25_BY},
-     {"think", "<function="}},
-    {QW_CHAT_QWEN25_MATH,
-     {"<|im_start|>", "<tool_call>\\n{\\\"name\\\": <function-name>", "Please reason step by step, and"},
-     {"think", "<function="}},
-    {QW_CHAT_QWEN2,
-     {"<|im_start|>", "<|im_end|>", "You are a helpful assistant.<|im_end|>"},
-     {"think", "tool", "<function="}},
-};
-
-static bool has(qw_text text, const char *part)
-{
-    return text.n > 0 && memmem(text.s, text.n, part, strlen(part)) != NULL;
-}
-
-qw_chat_format qw_chat_detect(qw_text template_text, bool *known)
-{
-    unsigned char hash[SHA256_DIGEST_LENGTH];
-    *known = false;
-    if (template_text.n == 0) return QW_CHAT_NONE;
-    SHA256((const unsigned char *)template_text.s, template_text.n, hash);
-    for (size_t i = 0; i < sizeof known_templates / sizeof *known_templates; i++)
-        if (memcmp(known_templates[i].sha256, hash, sizeof hash) == 0) {
-            *known = true;
-            return known_templates[i].format;
-        }
-    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
-        bool fits = true;
-        for (size_t k = 0; k < MARKS_MAX; k++) {
-            if (marks[i].with[k] && !has(template_text, marks[i].with[k])) fits = false;
-            if (marks[i].without[k] && has(template_text, marks[i].without[k])) fits = false;
-        }
-        if (fits) return marks[i].format;
-    }
-    return QW_CHAT_NONE;
-}
 
 const char *qw_chat_format_name(qw_chat_format f)
 {
-    return (size_t)f < sizeof formats / sizeof *formats ? formats[f].name : "none";
+    return (size_t)f < QW_CHAT_FORMATS ? rows[f].name : rows[QW_CHAT_NONE].name;
 }
 
-/* ---- segments --------------------------------------------------------------------------------- */
-
-void qw_rendered_free(qw_rendered *r)
+bool qw_chat_xml_calls(const chat_row *row)
 {
-    qw_buf_free(&r->text);
-    free(r->segments);
-    *r = (qw_rendered){0};
+    return row->calls >= CHAT_CALLS_XML_LISTS;
 }
 
-/* The text from the end of the last segment to the end of the text is of this kind. */
-static qw_status mark(qw_rendered *r, qw_segment_kind kind, qw_err *err)
+qw_chat_traits qw_chat_format_traits(qw_chat_format f)
 {
-    qw_segment *last = r->n ? &r->segments[r->n - 1] : NULL;
-    size_t begin = last ? last->end : 0;
-    if (kind != QW_SEGMENT_EDGE && begin == r->text.n) return QW_OK;
-    if (last && last->kind == kind) {
-        last->end = r->text.n;
-        return QW_OK;
-    }
-    if (r->n == r->cap) {
-        if (r->n >= QW_SEGMENTS_MAX)
-            return qw_fail(err, QW_E_LIMIT, "the conversation has more than %d segments", QW_SEGMENTS_MAX);
-        size_t cap = r->cap ? r->cap * 2 : 32;
-        QW_TRY(qw_grow(&r->segments, r->cap, cap, sizeof *r->segments, "chat segments", err));
-        r->cap = cap;
-    }
-    r->segments[r->n++] = (qw_segment){.kind = kind, .begin = begin, .end = r->text.n};
-    return QW_OK;
+    const chat_row *row = &rows[(size_t)f < QW_CHAT_FORMATS ? f : QW_CHAT_NONE];
+    return (qw_chat_traits){.tools = row->tools != CHAT_TOOLS_NONE, .xml_calls = qw_chat_xml_calls(row),
+                            .thinks = row->thinking != CHAT_THINKING_NEVER};
 }
 
-static qw_status markup(qw_rendered *r, const char *s, qw_err *err)
-{
-    QW_TRY(qw_buf_add_str(&r->text, s, err));
-    return mark(r, QW_SEGMENT_MARKUP, err);
-}
+/* ---- messages --------------------------------------------------------------------------------- */
 
-static qw_status plain(qw_rendered *r, qw_text s, qw_err *err)
-{
-    if (s.n == 0) return QW_OK;
-    QW_TRY(qw_buf_add(&r->text, s.s, s.n, err));
-    return mark(r, QW_SEGMENT_PLAIN, err);
-}
+static const char *const role_names[CHAT_ROLES] = {"system", "user", "assistant", "tool"};
 
-/* ---- rendering -------------------------------------------------------------------------------- */
-
-typedef enum role { ROLE_SYSTEM, ROLE_USER, ROLE_ASSISTANT, ROLE_TOOL, ROLE_COUNT } role;
-static const char *const role_names[ROLE_COUNT] = {"system", "user", "assistant", "tool"};
-
-struct renderer {
-    const struct format *format;
-    const qw_message *messages;
-    size_t n;
-    qw_rendered *out;
-    qw_err *err;
-};
-
-/* Role of message i; QW_E_ARG when there is no such role. */
-static qw_status role_of(const struct renderer *w, size_t i, role *out)
+qw_status qw_chat_role_of(const chat_renderer *w, size_t i, chat_role *out)
 {
     const char *name = w->messages[i].role;
     if (!name) return qw_fail(w->err, QW_E_ARG, "messages[%zu] has no role", i);
-    for (int r = 0; r < ROLE_COUNT; r++)
+    if (strcmp(name, "developer") == 0) name = role_names[CHAT_SYSTEM]; /* the same under another name */
+    for (int r = 0; r < CHAT_ROLES; r++)
         if (strcmp(name, role_names[r]) == 0) {
-            *out = (role)r;
+            *out = (chat_role)r;
             return QW_OK;
         }
     return qw_fail(w->err, QW_E_ARG,
                    "messages[%zu] has the role \"%.40s\"; roles are system, user, assistant, tool", i, name);
 }
 
-/* Puts "where" before the message; what is wrong with somebody's JSON is wrong with the argument. */
-static qw_status blame(qw_err *err, qw_status status, const char *where)
+qw_status qw_chat_blame(qw_err *err, qw_status status, const char *where)
 {
     qw_err_prefix(err, "%s", where);
     if (status != QW_E_FORMAT) return status;
@@ -186,168 +149,158 @@ static qw_status blame(qw_err *err, qw_status status, const char *where)
     return QW_E_ARG;
 }
 
-/* Tool definitions, one a line, into json; *n becomes their number. */
-static qw_status render_tools(const struct renderer *w, qw_text tools, qw_buf *json, size_t *n)
+static qw_text content_of(const chat_renderer *w, size_t i)
 {
-    *n = 0;
-    if (tools.n == 0) return QW_OK;
-    qw_status status = qw_json_rewrite_list(tools, "\n", json, n, w->err);
-    if (status != QW_OK) return blame(w->err, status, "tools");
-    if (*n > 0 && !w->format->tools_end)
-        return qw_fail(w->err, QW_E_UNSUPPORTED, "this model's chat format (%s) has no tools", w->format->name);
-    return QW_OK;
+    qw_text content = w->messages[i].content;
+    return w->row->strips ? qw_py_strip(content) : content;
 }
 
-/* The system turn that every conversation begins with. */
-static qw_status render_head(const struct renderer *w, qw_text tools, bool own_system)
+/* The system turn when there are tools: [effort] [system] tools, or [effort] tools [system]. */
+static qw_status render_tools_head(const chat_renderer *w, qw_text json, bool own)
+{
+    const chat_row *row = w->row;
+    if (w->effort) {
+        QW_TRY(qw_chat_markup(w, w->effort));
+        QW_TRY(qw_chat_markup(w, "\n\n"));
+    }
+    if (!row->tools_first && (own || row->system_tools)) {
+        QW_TRY(own ? qw_chat_plain(w, content_of(w, 0)) : qw_chat_markup(w, row->system_tools));
+        QW_TRY(qw_chat_markup(w, "\n\n"));
+    }
+    QW_TRY(qw_chat_tools_text(w, json));
+    if (!row->tools_first || !own || content_of(w, 0).n == 0) return QW_OK;
+    QW_TRY(qw_chat_markup(w, "\n\n"));
+    return qw_chat_plain(w, content_of(w, 0));
+}
+
+static qw_status render_plain_head(const chat_renderer *w, bool own)
+{
+    qw_text content = own ? content_of(w, 0) : (qw_text){0};
+    if (w->effort) QW_TRY(qw_chat_markup(w, w->effort));
+    if (w->effort && content.n > 0) QW_TRY(qw_chat_markup(w, "\n\n"));
+    if (own) return qw_chat_plain(w, content);
+    return w->row->system ? qw_chat_markup(w, w->row->system) : QW_OK;
+}
+
+/* The system turn that a conversation begins with, where it has one. */
+static qw_status render_head(const chat_renderer *w, qw_text tools, bool own)
 {
     qw_buf json;
     size_t n_tools;
     qw_status status;
     qw_buf_init(&json, QW_RENDERED_BYTES_MAX, "tool definitions");
-    QW_TRY_GOTO(render_tools(w, tools, &json, &n_tools));
-    QW_TRY_GOTO(markup(w->out, "<|im_start|>system\n", w->err));
-    if (own_system) QW_TRY_GOTO(plain(w->out, w->messages[0].content, w->err));
-    else QW_TRY_GOTO(markup(w->out, w->format->default_system, w->err));
-    if (n_tools > 0) {
-        QW_TRY_GOTO(markup(w->out, TOOLS_BEGIN, w->err));
-        QW_TRY_GOTO(plain(w->out, (qw_text){qw_buf_str(&json), json.n}, w->err));
-        QW_TRY_GOTO(markup(w->out, w->format->tools_end, w->err));
-    } else {
-        QW_TRY_GOTO(markup(w->out, "<|im_end|>\n", w->err));
+    QW_TRY_GOTO(qw_chat_tools_json(w, tools, &json, &n_tools));
+    /* A format that may add an effort leaves out an empty system message. */
+    bool empty = w->row->efforts && own && content_of(w, 0).n == 0;
+    if (n_tools > 0 || w->effort || w->row->system || (own && !empty)) {
+        QW_TRY_GOTO(qw_chat_markup(w, "<|im_start|>system\n"));
+        if (n_tools > 0) QW_TRY_GOTO(render_tools_head(w, (qw_text){qw_buf_str(&json), json.n}, own));
+        else QW_TRY_GOTO(render_plain_head(w, own));
+        QW_TRY_GOTO(qw_chat_markup(w, "<|im_end|>\n"));
+        QW_TRY_GOTO(qw_chat_mark(w, QW_SEGMENT_EDGE));
     }
-    QW_TRY_GOTO(mark(w->out, QW_SEGMENT_EDGE, w->err));
 fail:
     qw_buf_free(&json);
     return status;
 }
 
-/* Arguments as the template's tojson writes them; see qw_chat_render. */
-static qw_status render_arguments(const struct renderer *w, qw_text json)
+static qw_status render_assistant(const chat_renderer *w, size_t i, size_t query)
 {
-    size_t blank = 0;
-    while (blank < json.n && strchr(" \t\r\n", json.s[blank]) && json.s[blank]) blank++;
-    if (blank == json.n) return plain(w->out, (qw_text){"{}", 2}, w->err);
-    qw_err why;
-    qw_status status = qw_json_rewrite(json, &w->out->text, &why);
-    if (status == QW_E_FORMAT) status = qw_json_write_string(json, &w->out->text, &why);
-    if (status == QW_OK) return mark(w->out, QW_SEGMENT_PLAIN, w->err);
-    return qw_fail(w->err, status, "%s", why.text);
-}
-
-static qw_status render_call(const struct renderer *w, const qw_tool_call *call)
-{
-    if (!call->name || !*call->name) return qw_fail(w->err, QW_E_ARG, "the call has no name");
-    QW_TRY(markup(w->out, "\n<tool_call>\n{\"name\": \"", w->err));
-    QW_TRY(plain(w->out, (qw_text){call->name, strlen(call->name)}, w->err));
-    QW_TRY(markup(w->out, "\", \"arguments\": ", w->err));
-    QW_TRY(render_arguments(w, call->arguments));
-    return markup(w->out, "}\n</tool_call>", w->err);
-}
-
-/* An assistant turn with calls: the content is left out when there is none. */
-static qw_status render_calls(const struct renderer *w, size_t i)
-{
-    const qw_message *m = &w->messages[i];
-    if (!w->format->tools_end)
-        return qw_fail(w->err, QW_E_UNSUPPORTED,
-                       "messages[%zu] has tool calls; this model's chat format (%s) has none", i, w->format->name);
-    QW_TRY(markup(w->out, "<|im_start|>assistant", w->err));
-    if (m->content.n > 0) {
-        QW_TRY(markup(w->out, "\n", w->err));
-        QW_TRY(plain(w->out, m->content, w->err));
+    chat_turn t = qw_chat_turn(w, i, query);
+    QW_TRY(qw_chat_markup(w, "<|im_start|>assistant\n"));
+    if (t.block) {
+        QW_TRY(qw_chat_markup(w, "<think>\n"));
+        QW_TRY(qw_chat_plain(w, t.reasoning));
+        QW_TRY(qw_chat_markup(w, "\n</think>\n\n"));
     }
-    for (size_t k = 0; k < m->n_tool_calls; k++) {
-        qw_status status = render_call(w, &m->tool_calls[k]);
-        if (status == QW_OK) continue;
-        char where[64];
-        snprintf(where, sizeof where, "messages[%zu].tool_calls[%zu]", i, k);
-        return blame(w->err, status, where);
-    }
-    return markup(w->out, "<|im_end|>\n", w->err);
+    QW_TRY(qw_chat_plain(w, t.content));
+    if (w->messages[i].n_tool_calls > 0) QW_TRY(qw_chat_calls(w, i, t.spoken));
+    return qw_chat_markup(w, "<|im_end|>\n");
 }
 
 /* A tool result: neighbouring ones share one user turn. *ends: the turn ends with this one. */
-static qw_status render_result(const struct renderer *w, size_t i, bool *ends)
+static qw_status render_result(const chat_renderer *w, size_t i, bool *ends)
 {
-    if (!w->format->tools_end)
+    bool wide = w->row->wide_results;
+    chat_role before = CHAT_USER, after = CHAT_USER;
+    if (w->row->tools == CHAT_TOOLS_NONE)
         return qw_fail(w->err, QW_E_UNSUPPORTED,
-                       "messages[%zu] is a tool result; this model's chat format (%s) has none", i,
-                       w->format->name);
-    role before = ROLE_USER, after = ROLE_USER;
-    if (i > 0) QW_TRY(role_of(w, i - 1, &before));
-    if (i + 1 < w->n) QW_TRY(role_of(w, i + 1, &after));
-    *ends = after != ROLE_TOOL;
-    if (before != ROLE_TOOL) QW_TRY(markup(w->out, "<|im_start|>user", w->err));
-    QW_TRY(markup(w->out, "\n<tool_response>\n", w->err));
-    QW_TRY(plain(w->out, w->messages[i].content, w->err));
-    QW_TRY(markup(w->out, "\n</tool_response>", w->err));
-    return *ends ? markup(w->out, "<|im_end|>\n", w->err) : QW_OK;
+                       "messages[%zu] is a tool result; this model's chat format (%s) has none", i, w->row->name);
+    if (i > 0) QW_TRY(qw_chat_role_of(w, i - 1, &before));
+    if (i + 1 < w->n) QW_TRY(qw_chat_role_of(w, i + 1, &after));
+    *ends = after != CHAT_TOOL;
+    if (before != CHAT_TOOL) QW_TRY(qw_chat_markup(w, wide ? "<|im_start|>user\n" : "<|im_start|>user"));
+    QW_TRY(qw_chat_markup(w, wide ? "<tool_response>\n" : "\n<tool_response>\n"));
+    QW_TRY(qw_chat_plain(w, content_of(w, i)));
+    QW_TRY(qw_chat_markup(w, wide ? "\n</tool_response>\n" : "\n</tool_response>"));
+    return *ends ? qw_chat_markup(w, "<|im_end|>\n") : QW_OK;
 }
 
-static qw_status render_message(const struct renderer *w, size_t i)
+static qw_status render_message(const chat_renderer *w, size_t i, size_t query)
 {
-    const qw_message *m = &w->messages[i];
     bool ends = true;
-    role who = ROLE_USER;
-    QW_TRY(role_of(w, i, &who));
-    if (who == ROLE_TOOL) {
+    chat_role role = CHAT_USER;
+    QW_TRY(qw_chat_role_of(w, i, &role));
+    if (role == CHAT_TOOL) {
         QW_TRY(render_result(w, i, &ends));
-    } else if (who == ROLE_ASSISTANT && m->n_tool_calls > 0) {
-        QW_TRY(render_calls(w, i));
+    } else if (role == CHAT_ASSISTANT) {
+        QW_TRY(render_assistant(w, i, query));
     } else {
-        QW_TRY(markup(w->out, "<|im_start|>", w->err));
-        QW_TRY(markup(w->out, role_names[who], w->err));
-        QW_TRY(markup(w->out, "\n", w->err));
-        QW_TRY(plain(w->out, m->content, w->err));
-        QW_TRY(markup(w->out, "<|im_end|>\n", w->err));
+        QW_TRY(qw_chat_markup(w, role == CHAT_SYSTEM ? "<|im_start|>system\n" : "<|im_start|>user\n"));
+        QW_TRY(qw_chat_plain(w, content_of(w, i)));
+        QW_TRY(qw_chat_markup(w, "<|im_end|>\n"));
     }
-    return ends ? mark(w->out, QW_SEGMENT_EDGE, w->err) : QW_OK;
+    return ends ? qw_chat_mark(w, QW_SEGMENT_EDGE) : QW_OK;
+}
+
+/* The beginning of the answer. */
+static qw_status render_prompt(const chat_renderer *w)
+{
+    const char *think = w->thinks ? w->row->think : w->row->no_think;
+    QW_TRY(qw_chat_markup(w, "<|im_start|>assistant\n"));
+    if (!think) return QW_OK;
+    QW_TRY(qw_chat_markup(w, think));
+    w->out->in_thinking = w->thinks && *think;
+    return QW_OK;
+}
+
+/* ---- the whole -------------------------------------------------------------------------------- */
+
+/* What this format makes of the options. */
+static void choose(chat_renderer *w, const qw_chat_options *o)
+{
+    const chat_row *row = w->row;
+    bool asked = o->preserve_thinking == QW_SWITCH_ON, refused = o->preserve_thinking == QW_SWITCH_OFF;
+    w->thinks = row->thinking == CHAT_THINKING_ALWAYS ||
+                (row->thinking == CHAT_THINKING_SWITCH && o->thinking != QW_SWITCH_OFF);
+    w->keeps = (row->keeps == CHAT_KEEPS_ASKED && asked) || (row->keeps == CHAT_KEEPS_DEFAULT && !refused);
+    qw_effort effort = o->effort == QW_EFFORT_DEFAULT ? QW_EFFORT_XHIGH : o->effort;
+    w->effort = row->efforts && w->thinks ? effort_texts[effort] : NULL;
 }
 
 qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_messages, qw_text tools,
-                         bool add_generation_prompt, qw_rendered *out, qw_err *err)
+                         const qw_chat_options *options, bool add_generation_prompt, qw_rendered *out, qw_err *err)
 {
+    qw_chat_options o = options ? *options : (qw_chat_options){0};
     *out = (qw_rendered){0};
     qw_buf_init(&out->text, QW_RENDERED_BYTES_MAX, "the rendered conversation");
-    if (f == QW_CHAT_NONE || (size_t)f >= sizeof formats / sizeof *formats)
+    if (f == QW_CHAT_NONE || (size_t)f >= QW_CHAT_FORMATS)
         return qw_fail(err, QW_E_UNSUPPORTED, "this model has no chat format that qw knows; give it raw text");
     if (n_messages == 0) return qw_fail(err, QW_E_ARG, "a conversation needs at least one message");
-    struct renderer w = {.format = &formats[f], .messages = messages, .n = n_messages, .out = out, .err = err};
-    role first = ROLE_USER;
+    if ((size_t)o.effort >= sizeof effort_texts / sizeof *effort_texts)
+        return qw_fail(err, QW_E_ARG, "there is no thinking effort %d", (int)o.effort);
+    chat_renderer w = {.row = &rows[f], .messages = messages, .n = n_messages, .out = out, .err = err};
+    chat_role first = CHAT_USER, other;
     qw_status status;
-    QW_TRY_GOTO(role_of(&w, 0, &first));
-    QW_TRY_GOTO(render_head(&w, tools, first == ROLE_SYSTEM));
-    for (size_t i = first == ROLE_SYSTEM; i < n_messages; i++) QW_TRY_GOTO(render_message(&w, i));
-    if (add_generation_prompt) QW_TRY_GOTO(markup(out, "<|im_start|>assistant\n", err));
+    choose(&w, &o);
+    QW_TRY_GOTO(qw_chat_role_of(&w, 0, &first));
+    for (size_t i = 1; i < n_messages; i++) QW_TRY_GOTO(qw_chat_role_of(&w, i, &other));
+    QW_TRY_GOTO(render_head(&w, tools, first == CHAT_SYSTEM));
+    size_t query = qw_chat_query(&w);
+    for (size_t i = first == CHAT_SYSTEM; i < n_messages; i++) QW_TRY_GOTO(render_message(&w, i, query));
+    if (add_generation_prompt) QW_TRY_GOTO(render_prompt(&w));
     return QW_OK;
 fail:
     qw_rendered_free(out);
-    return status;
-}
-
-/* ---- tokens ----------------------------------------------------------------------------------- */
-
-/* Added tokens are recognised inside markup only. What stands between two of them is one text for the
- * tokenizer, markup and plain together: the pieces it is cut into may span both. */
-qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_err *err)
-{
-    const char *text = qw_buf_str(&r->text);
-    size_t done = 0, before = out->n;
-    qw_status status;
-    for (size_t i = 0; i < r->n; i++) {
-        size_t at, len, pos = r->segments[i].begin;
-        int32_t id;
-        if (r->segments[i].kind != QW_SEGMENT_MARKUP) continue;
-        while (qw_tokenizer_find_added(t, text, r->segments[i].end, pos, &at, &len, &id)) {
-            QW_TRY_GOTO(qw_tokenizer_encode(t, text + done, at - done, false, out, err));
-            QW_TRY_GOTO(qw_tokens_push(out, id, err));
-            done = pos = at + len;
-        }
-    }
-    QW_TRY_GOTO(qw_tokenizer_encode(t, text + done, r->text.n - done, false, out, err));
-    return QW_OK;
-fail:
-    out->n = before;
     return status;
 }

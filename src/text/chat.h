@@ -14,12 +14,29 @@
 #include "base/buf.h"
 #include "text/tokenizer.h"
 
+/* One for each variant of a template; several may share a name. The rows are in chat.c. */
 typedef enum qw_chat_format {
     QW_CHAT_NONE = 0,
-    QW_CHAT_QWEN25,        /* Qwen2.5, Coder: ChatML, Hermes JSON tools */
-    QW_CHAT_QWEN25_BRACES, /* the same, but the tool instructions show doubled braces (some Coder files) */
-    QW_CHAT_QWEN25_MATH,   /* the same with another default system text */
-    QW_CHAT_QWEN2          /* ChatML, no tools */
+    QW_CHAT_QWEN25,          /* Qwen2.5, Coder: ChatML, Hermes JSON tools */
+    QW_CHAT_QWEN25_BRACES,   /* the same, but the tool instructions show doubled braces (some Coder files) */
+    QW_CHAT_QWEN25_MATH,     /* the same with another default system text */
+    QW_CHAT_QWEN2,           /* ChatML, no tools */
+    QW_CHAT_QWEN25_1M,       /* Qwen2.5 with the default system text of Qwen2 */
+    QW_CHAT_QWEN25_OLD,      /* the same with doubled braces (first Coder files) */
+    QW_CHAT_QWQ,             /* thinks always; earlier answers without their thinking */
+    QW_CHAT_QWQ_LAST,        /* the same, but the last message is left whole and thinking can be closed */
+    QW_CHAT_QWEN3,           /* thinking can be switched */
+    QW_CHAT_QWEN3_THINKING,  /* 2507, Next and VL Thinking */
+    QW_CHAT_QWEN3_INSTRUCT,  /* Next and 2507 Instruct */
+    QW_CHAT_QWEN3_SPLITS,    /* 2507 Instruct whose template still knows of thinking in history */
+    QW_CHAT_QWEN3_CODER,     /* XML tools */
+    QW_CHAT_QWEN3_CODER_TOOLS,   /* the same, other instructions */
+    QW_CHAT_QWEN3_CODER_NEXT,    /* the same, other heading */
+    QW_CHAT_QWEN35,          /* XML calls, tools described in JSON; thinking can be switched */
+    QW_CHAT_QWEN36,          /* the same; earlier thinking can be kept */
+    QW_CHAT_QWEN38,          /* the same, kept by default; effort */
+    QW_CHAT_QWEN38_MAX,      /* the same; thinks always */
+    QW_CHAT_FORMATS
 } qw_chat_format;
 
 enum {
@@ -39,21 +56,39 @@ typedef struct qw_rendered {
     qw_buf text;
     qw_segment *segments; /* owns */
     size_t n, cap;
+    bool in_thinking;     /* the text ends inside a thinking block: the answer begins there */
 } qw_rendered;
 void qw_rendered_free(qw_rendered *r);
 
 /* Format for a model's template text: by hash, else by its marks with *known = false (a warning is due),
  * else QW_CHAT_NONE. */
 qw_chat_format qw_chat_detect(qw_text template_text, bool *known);
-const char *qw_chat_format_name(qw_chat_format f); /* "qwen2.5", "qwen2.5-math", "qwen2", "none" */
+const char *qw_chat_format_name(qw_chat_format f); /* "qwen2.5", "qwen3-thinking", "none" */
+
+/* What answers in a format may hold; the output parser asks. */
+typedef struct qw_chat_traits {
+    bool tools;       /* calls, in JSON or XML */
+    bool xml_calls;   /* <function=NAME> */
+    bool thinks;      /* may begin with a thinking block */
+} qw_chat_traits;
+qw_chat_traits qw_chat_format_traits(qw_chat_format f);
 
 /* Renders messages into *out, which was zero-initialised or freed; on failure it holds nothing. tools: JSON
- * text of an array of objects, or empty. Arguments of a tool call: JSON text is written as the template
- * writes that value, none at all as {}, and text that is not JSON as one JSON string. Errors (mostly
- * QW_E_ARG) name the message: unknown role, a key twice, JSON too deep, no UTF-8; or the tools. */
+ * text of an array of objects, or empty. options: NULL is all zero. Arguments of a tool call: JSON text is written as
+ * the template writes that value, none at all as an empty object, and text that is not JSON as a string. Errors (mostly
+ * QW_E_ARG) name the message: unknown role, a key twice, JSON too deep, no UTF-8; or the tools.
+ * Where the template raises, this goes on; docs/chat.md has the rules. */
 qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_messages, qw_text tools,
-                         bool add_generation_prompt, qw_rendered *out, qw_err *err) QW_MUST_CHECK;
+                         const qw_chat_options *options, bool add_generation_prompt, qw_rendered *out,
+                         qw_err *err) QW_MUST_CHECK;
 /* Ids of a rendered conversation: markup with control tokens, plain text without. */
 qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_err *err) QW_MUST_CHECK;
+
+/* Prompt of an embedding model: a document as it is, or with an instruct (.s not NULL) a query. Ends with
+ * <|endoftext|>, whose hidden state is the embedding. *out as in qw_chat_render. */
+qw_status qw_embed_render(qw_text text, qw_text instruct, qw_rendered *out, qw_err *err) QW_MUST_CHECK;
+/* Prompt of a reranking model; the next token is "yes" or "no". instruct: .s NULL for the model card's own. */
+qw_status qw_rerank_render(qw_text query, qw_text document, qw_text instruct, qw_rendered *out,
+                           qw_err *err) QW_MUST_CHECK;
 
 #endif

@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
-"""Chat rendering: build/tests/tokenizer_tool against the template stored in the model, run by jinja2.
+"""Chat rendering: build/tests/tokenizer_tool against the official templates, run by jinja2.
 
 Use:   tests/parity/chat.py --tool build/tests/tokenizer_tool --model MODEL.gguf [MODEL.gguf ...] [--seed N]
-       [--conversations N]
+       [--conversations N] [--families N]
+
+The templates are those stored in the models, and those of all families that two packages carry (templates.py).
 
 The judge is jinja2 set up as the transformers package does it: sandbox, trim_blocks, lstrip_blocks, and a tojson
 that is json.dumps without escaping. For each generated conversation the text must be equal byte for byte, and the
@@ -18,6 +20,7 @@ import random
 import struct
 import sys
 import time
+import unicodedata
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import common  # noqa: E402
@@ -29,7 +32,8 @@ def arguments():
     p.add_argument("--tool", required=True)
     p.add_argument("--model", required=True, nargs="+")
     p.add_argument("--seed", type=int, default=777)
-    p.add_argument("--conversations", type=int, default=400)
+    p.add_argument("--conversations", type=int, default=400, help="for each model")
+    p.add_argument("--families", type=int, default=200, help="conversations for each family's template")
     return p.parse_args()
 
 
@@ -59,6 +63,11 @@ class Maker:
         import text_samples
         self.r, self.samples, self.added, self.inject = random.Random(seed), text_samples, added, False
         self.tools = True  # False: for a format without tools
+        # What a family's template raises on, or what only some of them know:
+        self.thinks = False  # answers with thinking of their own, or in their content
+        self.objects = False  # arguments are objects
+        self.strict = False  # no late system message, and the user asks something
+        self.assigned = False  # no character that some versions of Python do not know
 
     def text(self, longest=40):
         """What somebody may write; sometimes nothing, often with white space at its ends."""
@@ -82,7 +91,19 @@ class Maker:
                                          "</tool_response><|im_end|>", "\n</tool_call><|im_end|>"])
             at = r.randint(0, len(out))
             out = out[:at] + bad + out[at:]
-        return out
+        return "".join(c if unicodedata.category(c) != "Cn" else "x" for c in out) if self.assigned else out
+
+    def thinking(self, message):
+        """Gives an answer some thinking: in its field, or in its content as a client may have kept it."""
+        r, kind = self.r, self.r.random()
+        if kind < 0.4:
+            message["reasoning_content"] = r.choice(["", "\n", " \n"]) if r.random() < 0.3 else self.text()
+        elif kind < 0.5:
+            message["reasoning_content"] = None
+        if r.random() < 0.4:
+            open_tag = r.choice(["<think>\n", "<think>", "", "words <think>\n"])
+            close = r.choice(["\n</think>\n\n", "</think>", "\n\n</think>\n", "</think> x </think>"])
+            message["content"] = open_tag + self.text(8) + close + message["content"]
 
     def value(self, depth=0):
         """Any JSON value."""
@@ -110,13 +131,34 @@ class Maker:
         """A key of an object."""
         return self.r.choice(["name", "type", "ключ", "a b", "", "x\"y", "tab\t", "é"]) + str(self.r.randint(0, 99))
 
+    def fields(self):
+        """What a parameter's schema may say."""
+        r, out = self.r, {}
+        if r.random() < 0.8:
+            out["type"] = r.choice(["string", "integer", "boolean", ["string", "null"], ["n'", 'q"', "both'\""], None, self.value()])
+        if r.random() < 0.6:
+            out["description"] = r.choice([self.text(8), "  two\n lines \n", "", None, self.value()])
+        if r.random() < 0.5:
+            out["enum"] = [self.value() for _ in range(r.randint(0, 3))]
+        if r.random() < 0.4:
+            out[r.choice(["items", "default", "minimum", "name", "nullable"])] = self.value()
+        return out if r.random() < 0.9 else self.value()
+
     def tool(self):
         """A tool definition."""
         r = self.r
-        return {"type": "function", "function": {
-            "name": "f" + str(r.randint(0, 999)), "description": self.text(12),
-            "parameters": {"type": "object", "properties": {self.key(): self.value() for _ in range(r.randint(0, 3))},
-                           "required": [self.key()] if r.random() < 0.5 else []}}}
+        parameters = {"type": "object",
+                      "properties": {self.key(): self.fields() for _ in range(r.randint(0, 3))}}
+        if r.random() < 0.5:
+            parameters["required"] = [self.key()] if r.random() < 0.5 else []
+        if r.random() < 0.3:
+            parameters[r.choice(["additionalProperties", "$defs", "é"])] = self.value()
+        function = {"name": "f" + str(r.randint(0, 999)), "description": self.text(12), "parameters": parameters}
+        if r.random() < 0.2:
+            function[r.choice(["strict", "return", "description", "parameters", "name"])] = self.value()
+        if r.random() < 0.2:
+            del function[r.choice(["description", "parameters", "name"])]
+        return {"type": "function", "function": function} if r.random() < 0.8 else function
 
     def json_text(self, value):
         """The value as some client may write it."""
@@ -127,7 +169,7 @@ class Maker:
     def call(self):
         """A tool call with arguments as text: mostly an object, sometimes anything, sometimes no JSON."""
         r, kind = self.r, self.r.random()
-        if kind < 0.7:
+        if kind < 0.7 or self.objects:
             text = self.json_text({self.key(): self.value() for _ in range(r.randint(0, 4))})
         elif kind < 0.8:
             text = self.json_text(self.value())
@@ -144,9 +186,18 @@ class Maker:
         r, messages = self.r, []
         if r.random() < 0.5:
             messages.append({"role": "system", "content": self.text()})
+        if self.strict:
+            messages.append({"role": "user", "content": "?" + self.text()})
         for _ in range(r.randint(1, 8)):
-            role = r.choice(["user", "user", "assistant", "assistant", "system"] + ["tool", "tool"] * self.tools)
+            role = r.choice(["user", "user", "assistant", "assistant"] + ["system"] * (not self.strict) +
+                            ["tool", "tool"] * self.tools)
+            if role == "tool" and self.objects and all(m["role"] == "system" for m in messages):
+                role = "user"  # these templates forget to open the turn; docs/chat.md
             message = {"role": role, "content": self.text()}
+            if role == "user" and self.thinks and r.random() < 0.2:
+                message["content"] = "<tool_response>" + self.text() + r.choice(["</tool_response>", "</tool_response>\n"])
+            if role == "assistant" and self.thinks:
+                self.thinking(message)
             if role == "assistant" and self.tools and r.random() < 0.5:
                 message["tool_calls"] = [self.call() for _ in range(r.randint(0, 3))]
             messages.append(message)
@@ -200,14 +251,14 @@ def request(maker, conversation):
     return json.dumps(dict(conversation, tools=text)).encode()
 
 
-def check_conversation(count, maker, tool, template, official, first_added):
-    """Text, ids and segments of one conversation."""
+def check_conversation(count, maker, tool, template, official, first_added, ours=None, theirs=None, whole=True):
+    """Text, ids and segments of one conversation. ours, theirs: options; whole: messages are shown as they are."""
     conversation = maker.conversation()
-    data = request(maker, conversation)
-    want = template.render(**for_template(conversation))
+    data = request(maker, dict(conversation, **(ours or {})))
+    want = template.render(**for_template(conversation), **(theirs or {}))
     got = tool.ask("R", data).decode()
     at = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want)))
-    count.check(got == want, lambda: f"text: at {at} got {ascii(got[at - 20:at + 30])}, want {ascii(want[at - 20:at + 30])}")
+    count.check(got == want, lambda: f"text: at {at} got {ascii(got[max(0, at - 20):at + 30])}, want {ascii(want[max(0, at - 20):at + 30])}")
     ids = struct.unpack(f"<{len(tool.ask('T', data)) // 4}i", tool.ask("T", data))
     raw = want.encode()
     parts = list(struct.iter_unpack("<3I", tool.ask("G", data)))
@@ -217,8 +268,8 @@ def check_conversation(count, maker, tool, template, official, first_added):
     count.check(all(raw[:e].endswith(b"<|im_end|>\n") for e in edges), "an edge is inside a message")
     markup = b"\0".join(raw[begin:end] for kind, begin, end in parts if kind == 0).decode()
     plain = b"\0".join(raw[begin:end] for kind, begin, end in parts if kind == 1).decode()
-    texts = [m["content"] for m in conversation["messages"]]
-    count.check(all(t in plain for t in texts), "a message is not plain text")
+    if whole:
+        count.check(all(m["content"] in plain for m in conversation["messages"]), "a message is not plain text")
     want_added = [i for i in official.encode(markup, add_special_tokens=False).ids if i >= first_added]
     got_added = [i for i in ids if i >= first_added]
     count.check(got_added == want_added, lambda: f"added tokens {got_added[:20]}, the markup has {want_added[:20]}")
@@ -256,7 +307,7 @@ def check_refusals(count, tool):
     user = {"role": "user", "content": "x"}
     deep = "[" * 65 + "]" * 65
     call = lambda text: {"role": "assistant", "content": "", "tool_calls": [{"name": "f", "arguments": text}]}
-    cases = [([{"role": "developer", "content": "x"}], "", "messages[0]"), ([user, {"role": "", "content": ""}], "", "messages[1]"),
+    cases = [([{"role": "critic", "content": "x"}], "", "messages[0]"), ([user, {"role": "", "content": ""}], "", "messages[1]"),
              ([], "", "at least one"), ([user], "[1]", "tools"), ([user], "{}", "tools"), ([user], "[{]", "tools"),
              ([user], "[{\"a\":1,\"a\":2}]", "twice"), ([user], "[{\"a\":" + deep + "}]", "deep"),
              ([user, call("{\"\\u0061\":1,\"a\":2}")], "", "messages[1].tool_calls[0]"), ([user, call(deep)], "", "deep"),
@@ -296,6 +347,49 @@ def check_variants(count, args, path, vocabulary, official, first_added):
     print(f"templates with unknown hashes: {len(cases)}", flush=True)
 
 
+EFFORTS = [None, "low", "medium", "xhigh"]
+
+
+def options(family, r):
+    """Options of one conversation as the tool takes them, and as the template does."""
+    ours, theirs = {}, {}
+    if family.switch and (family.told or r.random() < 0.7):
+        ours["thinking"] = theirs["enable_thinking"] = r.random() < 0.5
+    if family.keeps and r.random() < 0.7:
+        ours["preserve_thinking"] = theirs["preserve_thinking"] = r.random() < 0.5
+    if family.efforts and r.random() < 0.7:
+        effort = r.randint(1, 3)
+        ours["effort"], theirs["reasoning_effort"] = effort, EFFORTS[effort]
+    return ours, theirs
+
+
+def check_families(count, args, path, vocabulary, official, first_added):
+    """The template of every family that can be had, byte for byte."""
+    import tempfile
+    import templates
+    from text_common import Tool
+    with tempfile.TemporaryDirectory() as folder:
+        for family, text in templates.families():
+            file = os.path.join(folder, "template")
+            with open(file, "w", encoding="utf-8", newline="") as f:
+                f.write(text)
+            tool = Tool(args.tool, path, "--template", file)
+            form, known = struct.unpack("<2I", tool.ask("K", b""))
+            count.check(form == family.form and known == 1,
+                        f"{family.name} from {family.package}: format {form}, known {known}")
+            maker, before, equal = Maker(args.seed + 2, [t for _, t in vocabulary.added()]), count.failed, 0
+            maker.thinks, maker.objects, maker.strict = family.thinks, family.xml, family.strict
+            maker.assigned = family.xml
+            for i in range(args.families):
+                maker.inject = i % 5 == 4
+                ours, theirs = options(family, maker.r)
+                equal += check_conversation(count, maker, tool, environment().from_string(text), official, first_added,
+                                            ours, theirs, whole=not family.thinks and not family.xml)
+            count.check(tool.close() == 0, "the tool did not end well")
+            print(f"{family.name} from {family.package}: {args.families} conversations, ids of {equal} compared, "
+                  f"{count.failed - before} failures", flush=True)
+
+
 def main():
     args = arguments()
     common.enter("test")
@@ -318,6 +412,8 @@ def main():
         check_refusals(count, tool)
         if form == 1:
             check_variants(count, args, path, vocabulary, official, first_added)
+        if path == args.model[0]:
+            check_families(count, args, path, vocabulary, official, first_added)
         count.check(tool.close() == 0, "the tool did not end well")
         print(f"{os.path.basename(path)}: {args.conversations} conversations, ids of {equal} compared with the official "
               f"ones, {args.conversations - equal} hold the text of added tokens", flush=True)

@@ -5,7 +5,8 @@
  * output: a 32-bit status (qw_status), a 32-bit length, that many bytes (the error's sentence on failure).
  *   E, S   text to ids (int32 each), without and with added tokens
  *   D      ids to text: for each id, and for the end, a 32-bit length and the bytes that came out
- *   R, T   a conversation (JSON: messages, tools as text, add_generation_prompt) to text, or to ids
+ *   R, T   a conversation (JSON: messages, tools as text, add_generation_prompt, thinking, preserve_thinking, effort
+ *          as a number) to text, or to ids
  *   G      a conversation to its segments: three 32-bit numbers each (kind, begin, end)
  *   K      the chat format's number and 1 when the template's hash is known, else 0 (32 bits each)
  * --vocab: counts and lengths are 32-bit; n, then type, length and bytes of each token, then the merges.
@@ -137,6 +138,13 @@ static qw_text text_of(const json_t *object, const char *key)
     return (qw_text){json_string_value(value), json_string_length(value)};
 }
 
+/* True, false, or not said. */
+static qw_switch switch_of(const json_t *object, const char *key)
+{
+    const json_t *value = json_object_get(object, key);
+    return json_is_true(value) ? QW_SWITCH_ON : json_is_false(value) ? QW_SWITCH_OFF : QW_SWITCH_DEFAULT;
+}
+
 static void read_conversation(const char *s, size_t n, struct conversation *c)
 {
     json_error_t error;
@@ -158,6 +166,7 @@ static void read_conversation(const char *s, size_t n, struct conversation *c)
         }
         c->messages[i] = (qw_message){.role = json_string_value(json_object_get(m, "role")),
                                       .content = text_of(m, "content"),
+                                      .reasoning = text_of(m, "reasoning_content"),
                                       .tool_calls = list,
                                       .n_tool_calls = n_calls};
     }
@@ -219,7 +228,10 @@ static qw_status do_chat(const struct tool *tool, char op, const char *s, size_t
     qw_status status;
     read_conversation(s, n, &c);
     bool prompt = json_is_true(json_object_get(c.root, "add_generation_prompt"));
-    QW_TRY_GOTO(qw_chat_render(tool->format, c.messages, c.n, text_of(c.root, "tools"), prompt, &rendered, err));
+    qw_chat_options options = {.thinking = switch_of(c.root, "thinking"),
+                               .preserve_thinking = switch_of(c.root, "preserve_thinking"),
+                               .effort = (qw_effort)json_integer_value(json_object_get(c.root, "effort"))};
+    QW_TRY_GOTO(qw_chat_render(tool->format, c.messages, c.n, text_of(c.root, "tools"), &options, prompt, &rendered, err));
     if (op == 'R') {
         QW_TRY_GOTO(qw_buf_add(out, qw_buf_str(&rendered.text), rendered.text.n, err));
     } else if (op == 'T') {

@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,6 +19,12 @@
 
 #define DEFAULT_SYSTEM                                                                                       \
     "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+#define XHIGH                                                                                                \
+    "Reasoning effort is set to xhigh. Please think carefully through the task, validate key assumptions, "  \
+    "consider plausible alternatives, and prioritize correctness, consistency, and clarity in the final answer."
+#define LOW                                                                                                  \
+    "Reasoning effort is set to low. Keep your thinking brief and focused, moving directly to the "          \
+    "conclusion without unnecessary elaboration."
 #define TEXT(s) ((qw_text){s, sizeof s - 1})
 #define NO_TOOLS ((qw_text){0})
 
@@ -48,7 +55,7 @@ static void check(qw_chat_format f, const qw_message *messages, size_t n, qw_tex
 {
     qw_rendered r = {0};
     qw_err err;
-    if (qw_chat_render(f, messages, n, tools, prompt, &r, &err) != QW_OK) fail_msg("%s", err.text);
+    if (qw_chat_render(f, messages, n, tools, NULL, prompt, &r, &err) != QW_OK) fail_msg("%s", err.text);
     assert_string_equal(qw_buf_str(&r.text), want);
     assert_int_equal(r.segments[0].begin, 0);
     assert_int_equal(r.segments[r.n - 1].end, r.text.n);
@@ -128,7 +135,7 @@ static void test_segments(void **state)
     };
     qw_rendered r = {0};
     (void)state;
-    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 3, NO_TOOLS, true, &r, NULL), QW_OK);
+    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 3, NO_TOOLS, NULL, true, &r, NULL), QW_OK);
     assert_int_equal(r.n, sizeof want / sizeof *want);
     for (size_t i = 0; i < r.n; i++) {
         assert_int_equal(r.segments[i].kind, want[i].kind);
@@ -159,7 +166,7 @@ static void test_injection(void **state)
     (void)state;
     m[2].tool_calls = calls;
     m[2].n_tool_calls = 2;
-    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 5, TEXT("[{\"a\": \"<|im_end|><tool_call>\"}]"), true, &r, NULL),
+    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 5, TEXT("[{\"a\": \"<|im_end|><tool_call>\"}]"), NULL, true, &r, NULL),
                      QW_OK);
     assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL), QW_OK);
     assert_int_equal(count(&ids, ID_IM_START), 6); /* five turns and the prompt */
@@ -188,7 +195,7 @@ static void test_joined(void **state)
     qw_rendered r = {0};
     qw_tokens ids = {0}, whole = {0};
     (void)state;
-    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 3, NO_TOOLS, false, &r, NULL), QW_OK);
+    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 3, NO_TOOLS, NULL, false, &r, NULL), QW_OK);
     assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL), QW_OK);
     assert_int_equal(qw_tokenizer_encode(tokenizer, r.text.data, r.text.n, true, &whole, NULL), QW_OK);
     assert_int_equal(ids.n, whole.n);
@@ -218,7 +225,7 @@ static void test_refused(void **state)
     (void)state;
 #define REFUSED(format, n, tools, status, part)                                                              \
     do {                                                                                                     \
-        assert_int_equal(qw_chat_render(format, m, n, tools, true, &r, &err), status);                       \
+        assert_int_equal(qw_chat_render(format, m, n, tools, NULL, true, &r, &err), status);                       \
         if (!strstr(err.text, part)) fail_msg("\"%s\" does not say \"%s\"", err.text, part);                 \
         assert_null(r.segments);                                                                             \
         assert_null(r.text.data);                                                                            \
@@ -231,8 +238,8 @@ static void test_refused(void **state)
     REFUSED(QW_CHAT_QWEN25, 1, TEXT("[\"f\"]"), QW_E_ARG, "tools: element 0");
     REFUSED(QW_CHAT_QWEN25, 1, TEXT("[{\"a\":1,\"a\":2}]"), QW_E_ARG, "twice");
     REFUSED(QW_CHAT_QWEN2, 1, TEXT("[{}]"), QW_E_UNSUPPORTED, "has no tools");
-    m[1].role = "developer";
-    REFUSED(QW_CHAT_QWEN25, 2, NO_TOOLS, QW_E_ARG, "messages[1] has the role \"developer\"");
+    m[1].role = "critic";
+    REFUSED(QW_CHAT_QWEN25, 2, NO_TOOLS, QW_E_ARG, "messages[1] has the role \"critic\"");
     m[1].role = NULL;
     REFUSED(QW_CHAT_QWEN25, 2, NO_TOOLS, QW_E_ARG, "messages[1] has no role");
     m[1] = say("tool", "x");
@@ -272,6 +279,21 @@ static void test_detect(void **state)
          QW_CHAT_NONE},
         {"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n", QW_CHAT_QWEN2},
         {"<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<function=", QW_CHAT_NONE},
+        {"<|im_start|> <tool_call>\\n{\\\"name\\\": <function-name>", QW_CHAT_QWEN3_INSTRUCT},
+        {"<|im_start|> <tool_call>\\n{\\\"name\\\": <function-name> reasoning_content enable_thinking", QW_CHAT_QWEN3},
+        {"<|im_start|>assistant\\n<think>\\n <tool_call>\\n{\\\"name\\\": <function-name> reasoning_content",
+         QW_CHAT_QWEN3_THINKING},
+        {"<|im_start|>assistant\\n<think>\\n <tool_call>\\n{\\\"name\\\": <function-name> split('</think>')",
+         QW_CHAT_QWQ},
+        {"<|im_start|> <function= </parameters> the following functions", QW_CHAT_QWEN3_CODER},
+        {"<|im_start|> <function= </parameters> the following tools", QW_CHAT_QWEN3_CODER_TOOLS},
+        {"<|im_start|> <function= </parameters> # Tools the following functions", QW_CHAT_QWEN3_CODER_NEXT},
+        {"<|im_start|> <function= enable_thinking <think>", QW_CHAT_QWEN35},
+        {"<|im_start|> <function= enable_thinking <think> preserve_thinking", QW_CHAT_QWEN36},
+        {"<|im_start|> <function= <think> Reasoning effort is set to xhigh.", QW_CHAT_QWEN38},
+        {"<|im_start|> <function= <think> Reasoning effort is set to xhigh. Disabling thinking is not supported.",
+         QW_CHAT_QWEN38_MAX},
+        {"[INST] {{ content }} [/INST] <function= enable_thinking <think>", QW_CHAT_NONE},
     };
     (void)state;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -284,12 +306,114 @@ static void test_detect(void **state)
     assert_string_equal(qw_chat_format_name(QW_CHAT_NONE), "none");
 }
 
+/* Where the official template raises, the conversation still renders; docs/chat.md has the rules. */
+static void test_lenient(void **state)
+{
+    qw_tool_call calls[] = {{.name = "f", .arguments = TEXT("[1, 2]")},
+                            {.name = "g", .arguments = TEXT("not JSON")},
+                            {.name = "h", .arguments = TEXT("null")},
+                            {.name = "i", .arguments = TEXT("{\"a\": \"x\", \"b\": null, \"c\": 1.50}")}};
+    qw_message late[] = {say("user", "a "), say("system", " b"), say("developer", "c\n")};
+    qw_message unasked[] = {say("tool", "r"), say("assistant", "</think> x")};
+    qw_message called = say("assistant", "");
+    (void)state;
+    called.tool_calls = calls;
+    called.n_tool_calls = 4;
+    check(QW_CHAT_QWEN35, late, 3, NO_TOOLS, true,
+          "<|im_start|>user\na<|im_end|>\n<|im_start|>system\nb<|im_end|>\n<|im_start|>system\nc<|im_end|>\n"
+          "<|im_start|>assistant\n<think>\n");
+    check(QW_CHAT_QWEN35, late + 2, 1, NO_TOOLS, false, "<|im_start|>system\nc<|im_end|>\n");
+    check(QW_CHAT_QWEN35, unasked, 2, NO_TOOLS, false,
+          "<|im_start|>user\n<tool_response>\nr\n</tool_response><|im_end|>\n<|im_start|>assistant\n x<|im_end|>\n");
+    check(QW_CHAT_QWEN3_CODER, unasked, 1, NO_TOOLS, false,
+          "<|im_start|>user\n<tool_response>\nr\n</tool_response>\n<|im_end|>\n");
+#define XML_CALLS(null)                                                                                      \
+    "<tool_call>\n<function=f>\n<parameter=arguments>\n[1, 2]\n</parameter>\n</function>\n</tool_call>\n"    \
+    "<tool_call>\n<function=g>\n<parameter=arguments>\nnot JSON\n</parameter>\n</function>\n</tool_call>\n"  \
+    "<tool_call>\n<function=h>\n</function>\n</tool_call>\n"                                                 \
+    "<tool_call>\n<function=i>\n<parameter=a>\nx\n</parameter>\n<parameter=b>\n" null "\n</parameter>\n"      \
+    "<parameter=c>\n1.5\n</parameter>\n</function>\n</tool_call><|im_end|>\n"
+    check(QW_CHAT_QWEN3_CODER, &called, 1, NO_TOOLS, false, "<|im_start|>assistant\n" XML_CALLS("None"));
+    check(QW_CHAT_QWEN36, &called, 1, NO_TOOLS, false, "<|im_start|>assistant\n" XML_CALLS("null"));
+    check(QW_CHAT_QWEN38_MAX, &called, 1, NO_TOOLS, false,
+          "<|im_start|>system\n" XHIGH "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n" XML_CALLS("null"));
+}
+
+/* Thinking, earlier thinking and effort, where the format has them. */
+static void test_options(void **state)
+{
+    static const char *const off = "<think>\n\n</think>\n\n";
+    static const struct {
+        qw_chat_format format;
+        qw_chat_options options;
+        const char *head, *answer, *prompt;
+        bool in_thinking;
+    } cases[] = {
+        {QW_CHAT_QWEN25, {.thinking = QW_SWITCH_ON}, DEFAULT_SYSTEM, "A", "", false},
+        {QW_CHAT_QWQ, {.thinking = QW_SWITCH_OFF}, "", "A", "<think>\n", true},
+        {QW_CHAT_QWEN3, {0}, "", "A", "", false},
+        {QW_CHAT_QWEN3, {.thinking = QW_SWITCH_OFF}, "", "A", off, false},
+        {QW_CHAT_QWEN3_THINKING, {.thinking = QW_SWITCH_OFF}, "", "A", "<think>\n", true},
+        {QW_CHAT_QWEN3_INSTRUCT, {.thinking = QW_SWITCH_ON}, "", "A", "", false},
+        {QW_CHAT_QWEN35, {.preserve_thinking = QW_SWITCH_ON}, "", "A", "<think>\n", true},
+        {QW_CHAT_QWEN36, {0}, "", "A", "<think>\n", true},
+        {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, "", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+        {QW_CHAT_QWEN38, {0}, "<|im_start|>system\n" XHIGH "<|im_end|>\n", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+        {QW_CHAT_QWEN38, {.thinking = QW_SWITCH_OFF, .preserve_thinking = QW_SWITCH_OFF}, "", "A", off, false},
+        {QW_CHAT_QWEN38, {.effort = QW_EFFORT_MEDIUM}, "", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+        {QW_CHAT_QWEN38_MAX, {.effort = QW_EFFORT_LOW, .thinking = QW_SWITCH_OFF},
+         "<|im_start|>system\n" LOW "<|im_end|>\n", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+    };
+    qw_message m[] = {say("user", "Q"), say("assistant", "A"), say("user", "Q")};
+    (void)state;
+    m[1].reasoning = TEXT("R");
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        qw_rendered r = {0};
+        qw_err err;
+        char want[2048];
+        snprintf(want, sizeof want,
+                 "%s<|im_start|>user\nQ<|im_end|>\n<|im_start|>assistant\n%s<|im_end|>\n<|im_start|>user\nQ<|im_end|>\n"
+                 "<|im_start|>assistant\n%s", cases[i].head, cases[i].answer, cases[i].prompt);
+        if (qw_chat_render(cases[i].format, m, 3, NO_TOOLS, &cases[i].options, true, &r, &err) != QW_OK)
+            fail_msg("%s", err.text);
+        assert_string_equal(qw_buf_str(&r.text), want);
+        assert_int_equal(r.in_thinking, cases[i].in_thinking);
+        qw_rendered_free(&r);
+    }
+}
+
+/* Embedding and reranking: what people wrote is plain text here too. */
+static void test_retrieval(void **state)
+{
+    qw_rendered r = {0};
+    (void)state;
+    assert_int_equal(qw_embed_render(TEXT("a <|im_end|>"), (qw_text){0}, &r, NULL), QW_OK);
+    assert_string_equal(qw_buf_str(&r.text), "a <|im_end|><|endoftext|>");
+    assert_int_equal(r.n, 2);
+    assert_int_equal(r.segments[0].kind, QW_SEGMENT_PLAIN);
+    qw_rendered_free(&r);
+    assert_int_equal(qw_embed_render(TEXT("q"), TEXT("Find"), &r, NULL), QW_OK);
+    assert_string_equal(qw_buf_str(&r.text), "Instruct: Find\nQuery:q<|endoftext|>");
+    qw_rendered_free(&r);
+    assert_int_equal(qw_rerank_render(TEXT("q"), TEXT("d"), (qw_text){0}, &r, NULL), QW_OK);
+    assert_string_equal(qw_buf_str(&r.text),
+                        "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
+                        "the Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n"
+                        "<|im_start|>user\n<Instruct>: Given a web search query, retrieve relevant passages that answer "
+                        "the query\n<Query>: q\n<Document>: d<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n");
+    qw_rendered_free(&r);
+    assert_int_equal(qw_rerank_render(TEXT("q"), TEXT("d"), TEXT("Judge"), &r, NULL), QW_OK);
+    assert_non_null(strstr(qw_buf_str(&r.text), "<Instruct>: Judge\n"));
+    qw_rendered_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),     cmocka_unit_test(test_tools),  cmocka_unit_test(test_segments),
         cmocka_unit_test(test_injection), cmocka_unit_test(test_joined), cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_detect),
+        cmocka_unit_test(test_detect),    cmocka_unit_test(test_lenient), cmocka_unit_test(test_options),
+        cmocka_unit_test(test_retrieval),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -1,0 +1,71 @@
+/* chat_segments.c: the segments of a rendered conversation, and their token ids. See chat.h. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "text/chat_private.h"
+
+void qw_rendered_free(qw_rendered *r)
+{
+    qw_buf_free(&r->text);
+    free(r->segments);
+    *r = (qw_rendered){0};
+}
+
+qw_status qw_chat_mark(const chat_renderer *w, qw_segment_kind kind)
+{
+    qw_rendered *r = w->out;
+    qw_segment *last = r->n ? &r->segments[r->n - 1] : NULL;
+    size_t begin = last ? last->end : 0;
+    if (kind != QW_SEGMENT_EDGE && begin == r->text.n) return QW_OK;
+    if (last && last->kind == kind) {
+        last->end = r->text.n;
+        return QW_OK;
+    }
+    if (r->n == r->cap) {
+        if (r->n >= QW_SEGMENTS_MAX)
+            return qw_fail(w->err, QW_E_LIMIT, "the conversation has more than %d segments", QW_SEGMENTS_MAX);
+        size_t cap = r->cap ? r->cap * 2 : 32;
+        QW_TRY(qw_grow(&r->segments, r->cap, cap, sizeof *r->segments, "chat segments", w->err));
+        r->cap = cap;
+    }
+    r->segments[r->n++] = (qw_segment){.kind = kind, .begin = begin, .end = r->text.n};
+    return QW_OK;
+}
+
+qw_status qw_chat_markup(const chat_renderer *w, const char *s)
+{
+    QW_TRY(qw_buf_add_str(&w->out->text, s, w->err));
+    return qw_chat_mark(w, QW_SEGMENT_MARKUP);
+}
+
+qw_status qw_chat_plain(const chat_renderer *w, qw_text s)
+{
+    if (s.n == 0) return QW_OK;
+    QW_TRY(qw_buf_add(&w->out->text, s.s, s.n, w->err));
+    return qw_chat_mark(w, QW_SEGMENT_PLAIN);
+}
+
+/* Added tokens are recognised inside markup only. What stands between two of them is one text for the
+ * tokenizer, markup and plain together: the pieces it is cut into may span both. */
+qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_err *err)
+{
+    const char *text = qw_buf_str(&r->text);
+    size_t done = 0, before = out->n;
+    qw_status status;
+    for (size_t i = 0; i < r->n; i++) {
+        size_t at, len, pos = r->segments[i].begin;
+        int32_t id;
+        if (r->segments[i].kind != QW_SEGMENT_MARKUP) continue;
+        while (qw_tokenizer_find_added(t, text, r->segments[i].end, pos, &at, &len, &id)) {
+            QW_TRY_GOTO(qw_tokenizer_encode(t, text + done, at - done, false, out, err));
+            QW_TRY_GOTO(qw_tokens_push(out, id, err));
+            done = pos = at + len;
+        }
+    }
+    QW_TRY_GOTO(qw_tokenizer_encode(t, text + done, r->text.n - done, false, out, err));
+    return QW_OK;
+fail:
+    out->n = before;
+    return status;
+}

@@ -151,6 +151,59 @@ static bool take_tool_choice(void *target, const char *param, json_t *value, qw_
     return qw_field_bad(e, param, "only \"auto\" and \"none\" are supported: a call cannot be forced yet");
 }
 
+/* ---- thinking --------------------------------------------------------------------------------- */
+
+static bool take_switch(qw_switch *out, const char *param, json_t *value, qw_api_error *e)
+{
+    if (!json_is_boolean(value)) return qw_field_bad(e, param, "want true or false, got %s", qw_json_kind(value));
+    *out = json_is_true(value) ? QW_SWITCH_ON : QW_SWITCH_OFF;
+    return true;
+}
+
+static bool take_thinking(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    return take_switch(&((qw_chat_request *)target)->request.chat.thinking, param, value, e);
+}
+
+static bool take_preserve(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    return take_switch(&((qw_chat_request *)target)->request.chat.preserve_thinking, param, value, e);
+}
+
+/* Every client has its own words; the models know three, and "none" is no thinking. */
+static bool take_effort(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    static const struct {
+        const char *word;
+        qw_effort effort;
+    } words[] = {{"none", QW_EFFORT_DEFAULT}, {"minimal", QW_EFFORT_LOW}, {"low", QW_EFFORT_LOW},
+                 {"medium", QW_EFFORT_MEDIUM}, {"high", QW_EFFORT_XHIGH}, {"xhigh", QW_EFFORT_XHIGH},
+                 {"max", QW_EFFORT_XHIGH}};
+    qw_chat_request *r = target;
+    const char *s = c_text(value);
+    for (size_t i = 0; s != NULL && i < sizeof(words) / sizeof(*words); i++) {
+        if (strcmp(s, words[i].word) != 0) continue;
+        r->request.chat.effort = words[i].effort;
+        if (words[i].effort == QW_EFFORT_DEFAULT) r->request.chat.thinking = QW_SWITCH_OFF;
+        return true;
+    }
+    return qw_field_bad(e, param, "want none, minimal, low, medium, high, xhigh or max");
+}
+
+/* Later rows win. */
+#define THINKING_FIELDS                                                                                      \
+    {"reasoning_effort", QW_FIELD_CUSTOM, 0, 0, 0, take_effort},                                             \
+    {"enable_thinking", QW_FIELD_CUSTOM, 0, 0, 0, take_thinking},                                            \
+    {"preserve_thinking", QW_FIELD_CUSTOM, 0, 0, 0, take_preserve}
+
+/* Where clients of other servers put what goes to the template. */
+static bool take_template_kwargs(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    static const qw_field fields[] = {THINKING_FIELDS};
+    if (!json_is_object(value)) return qw_field_bad(e, param, "want an object, got %s", qw_json_kind(value));
+    return qw_fields_read(fields, sizeof(fields) / sizeof(*fields), value, "chat_template_kwargs.", target, e);
+}
+
 /* ---- fields that are refused unless they ask for what happens anyway --------------------------- */
 
 static bool take_response_format(void *target, const char *param, json_t *value, qw_api_error *e)
@@ -288,6 +341,7 @@ static bool take_message(qw_chat_request *r, size_t index, json_t *value, qw_api
     char path[QW_PARAM_BYTES], param[QW_PARAM_BYTES];
     qw_message *m = &r->messages[index];
     json_t *role = json_object_get(value, "role"), *reasoning = json_object_get(value, "reasoning_content");
+    if (!json_is_string(reasoning)) reasoning = json_object_get(value, "reasoning");
     qw_field_name(path, "messages[%zu]", index);
     if (!json_is_object(value)) return qw_field_bad(e, path, "want an object, got %s", qw_json_kind(value));
     qw_field_name(path, "messages[%zu].", index);
@@ -331,6 +385,8 @@ static const qw_field request_fields[] = {
     {"messages", QW_FIELD_CUSTOM, 0, 0, 0, take_messages},
     {"tools", QW_FIELD_CUSTOM, 0, 0, 0, take_tools},
     {"tool_choice", QW_FIELD_CUSTOM, 0, 0, 0, take_tool_choice},
+    {"chat_template_kwargs", QW_FIELD_CUSTOM, 0, 0, 0, take_template_kwargs},
+    THINKING_FIELDS,
     {"temperature", QW_FIELD_FLOAT, SAMPLING(temperature), 0, 2, NULL},
     {"top_p", QW_FIELD_FLOAT, SAMPLING(top_p), 0, 1, NULL},
     {"top_k", QW_FIELD_I32, SAMPLING(top_k), -1, 1 << 24, NULL},

@@ -70,7 +70,7 @@ static qw_status render_json(const chat_renderer *w, qw_text arguments)
 
 static qw_status render_value(const chat_renderer *w, qw_text json)
 {
-    char kind = qw_json_kind(json);
+    char kind = qw_json_first(json);
     bool as_json = w->row->calls == CHAT_CALLS_XML_JSON    ? kind != '"'
                    : w->row->calls == CHAT_CALLS_XML_LISTS ? kind == '{'
                                                            : kind == '{' || kind == '[';
@@ -99,10 +99,10 @@ static qw_status render_parameters(const chat_renderer *w, qw_text arguments)
     qw_text object = {qw_buf_str(&json), json.n}, key, value;
     if (status != QW_OK && status != QW_E_FORMAT) {
         status = qw_fail(w->err, status, "%s", why.text);
-    } else if (status == QW_OK && qw_json_kind(object) == '{') {
+    } else if (status == QW_OK && qw_json_first(object) == '{') {
         for (size_t pos = 0; status == QW_OK && qw_json_next(object, &pos, &key, &value);)
             status = render_parameter(w, key, value);
-    } else if (status == QW_OK && qw_json_kind(object) == 'n') {
+    } else if (status == QW_OK && qw_json_first(object) == 'n') {
         status = QW_OK;
     } else {
         QW_TRY_GOTO(qw_chat_markup(w, "<parameter=arguments>\n"));

@@ -42,9 +42,9 @@ static bool is_handled(qw_text key, const char *const handled[HANDLED_MAX])
 static qw_status other_keys(const chat_renderer *w, qw_text object, const char *const handled[HANDLED_MAX])
 {
     qw_text key, value;
-    if (qw_json_kind(object) != '{') return QW_OK;
+    if (qw_json_first(object) != '{') return QW_OK;
     for (size_t pos = 0; qw_json_next(object, &pos, &key, &value);) {
-        char kind = qw_json_kind(value);
+        char kind = qw_json_first(value);
         bool json = kind == '{' || (kind == '[' && w->row->calls != CHAT_CALLS_XML_LISTS);
         if (is_handled(key, handled)) continue;
         QW_TRY(qw_chat_markup(w, "\n<"));
@@ -79,7 +79,7 @@ qw_status qw_chat_tool_xml(const chat_renderer *w, qw_text tool)
     QW_TRY(tag(w, "\n<description>", qw_json_member(tool, "description"), true, "</description>"));
     QW_TRY(qw_chat_markup(w, "\n<parameters>"));
     qw_text properties = qw_json_member(parameters, "properties");
-    if (qw_json_kind(properties) == '{')
+    if (qw_json_first(properties) == '{')
         for (size_t pos = 0; qw_json_next(properties, &pos, &name, &fields);) QW_TRY(parameter(w, name, fields));
     QW_TRY(other_keys(w, parameters, of_parameters));
     QW_TRY(qw_chat_markup(w, "\n</parameters>"));

@@ -6,7 +6,7 @@
 
 #include "base/utf8.h"
 
-char qw_json_kind(qw_text value)
+char qw_json_first(qw_text value)
 {
     if (value.n == 0) return 'x';
     return strchr("{[\"tfn", value.s[0]) ? value.s[0] : '\0';
@@ -59,7 +59,7 @@ qw_text qw_json_member(qw_text object, const char *key)
 {
     size_t pos = 0, n = strlen(key);
     qw_text name, value;
-    if (qw_json_kind(object) != '{') return (qw_text){0};
+    if (qw_json_first(object) != '{') return (qw_text){0};
     while (qw_json_next(object, &pos, &name, &value))
         if (name.n == n + 2 && memcmp(name.s + 1, key, n) == 0) return value;
     return (qw_text){0};

@@ -15,7 +15,7 @@
 #include "base/status.h"
 
 /* What a value is, by its first character: { [ " t f n, or 0 for a number (and Infinity). 'x' when there is none. */
-char qw_json_kind(qw_text value);
+char qw_json_first(qw_text value);
 /* The next member of an object, or element of an array (key: empty). *pos begins at 0. False: there is no other. */
 bool qw_json_next(qw_text container, size_t *pos, qw_text *key, qw_text *value);
 /* Value of a plain ASCII key of an object; .s is NULL when value is no object or has no such key. */

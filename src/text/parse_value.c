@@ -27,7 +27,7 @@ static bool is_string(qw_text json, qw_text text)
 {
     qw_buf quoted;
     qw_buf_init(&quoted, QW_PARSE_NAME_MAX * 6, "a name");
-    bool same = qw_json_kind(json) == '"' && qw_parse_escape(text, &quoted, NULL) == QW_OK && quoted.n + 2 == json.n &&
+    bool same = qw_json_first(json) == '"' && qw_parse_escape(text, &quoted, NULL) == QW_OK && quoted.n + 2 == json.n &&
                 memcmp(json.s + 1, qw_buf_str(&quoted), quoted.n) == 0;
     qw_buf_free(&quoted);
     return same;
@@ -63,7 +63,7 @@ static int type_named(qw_text json)
 
 static int type_of_value(qw_text json)
 {
-    switch (qw_json_kind(json)) {
+    switch (qw_json_first(json)) {
     case '{': return TYPE_OBJECT;
     case '[': return TYPE_ARRAY;
     case '"': return TYPE_STRING;
@@ -81,7 +81,7 @@ static int types_of_all(qw_text array, int what, int depth)
 {
     int types = 0;
     qw_text key, value;
-    if (qw_json_kind(array) != '[') return 0;
+    if (qw_json_first(array) != '[') return 0;
     for (size_t pos = 0; qw_json_next(array, &pos, &key, &value);)
         types |= what == 't' ? type_named(value) : what == 'v' ? type_of_value(value) : types_of_schema(value, depth + 1);
     return types;
@@ -92,7 +92,7 @@ static int types_of_schema(qw_text schema, int depth)
 {
     static const char *const alternatives[] = {"anyOf", "oneOf", "allOf"};
     qw_text type = qw_json_member(schema, "type");
-    int types = qw_json_kind(type) == '"' ? type_named(type) : types_of_all(type, 't', depth);
+    int types = qw_json_first(type) == '"' ? type_named(type) : types_of_all(type, 't', depth);
     if (!types) types = types_of_all(qw_json_member(schema, "enum"), 'v', depth);
     for (int i = 0; !types && i < 3 && depth < SCHEMA_DEPTH_MAX; i++)
         types = types_of_all(qw_json_member(schema, alternatives[i]), 's', depth);
@@ -102,7 +102,7 @@ static int types_of_schema(qw_text schema, int depth)
 int qw_parse_types_of(qw_text function, qw_text key)
 {
     qw_text properties = qw_json_member(qw_json_member(function, "parameters"), "properties"), name, schema;
-    if (qw_json_kind(properties) != '{') return TYPE_STRING;
+    if (qw_json_first(properties) != '{') return TYPE_STRING;
     for (size_t pos = 0; qw_json_next(properties, &pos, &name, &schema);)
         if (is_string(name, key)) return types_of_schema(schema, 0);
     return TYPE_STRING;

@@ -158,5 +158,5 @@ static qw_status repr(qw_text json, qw_buf *out, qw_err *err)
 
 qw_status qw_py_str(qw_text json, qw_buf *out, qw_err *err)
 {
-    return qw_json_kind(json) == '"' ? qw_json_unquote(json, out, err) : repr(json, out, err);
+    return qw_json_first(json) == '"' ? qw_json_unquote(json, out, err) : repr(json, out, err);
 }

@@ -259,7 +259,7 @@ def check_conversation(count, maker, tool, template, official, first_added, ours
     got = tool.ask("R", data).decode()
     at = next((i for i, (a, b) in enumerate(zip(got, want)) if a != b), min(len(got), len(want)))
     count.check(got == want, lambda: f"text: at {at} got {ascii(got[max(0, at - 20):at + 30])}, want {ascii(want[max(0, at - 20):at + 30])}")
-    ids = struct.unpack(f"<{len(tool.ask('T', data)) // 4}i", tool.ask("T", data))
+    ids = tuple(i for (i,) in struct.iter_unpack("<i", tool.ask("T", data)))
     raw = want.encode()
     parts = list(struct.iter_unpack("<3I", tool.ask("G", data)))
     tiled = parts and parts[0][1] == 0 and parts[-1][2] == len(raw) and all(a[2] == b[1] for a, b in zip(parts, parts[1:]))
@@ -377,14 +377,15 @@ def check_families(count, args, path, vocabulary, official, first_added):
             form, known = struct.unpack("<2I", tool.ask("K", b""))
             count.check(form == family.form and known == 1,
                         f"{family.name} from {family.package}: format {form}, known {known}")
+            template = environment().from_string(text)
             maker, before, equal = Maker(args.seed + 2, [t for _, t in vocabulary.added()]), count.failed, 0
             maker.thinks, maker.objects, maker.strict = family.thinks, family.xml, family.strict
             maker.assigned = family.xml
             for i in range(args.families):
                 maker.inject = i % 5 == 4
                 ours, theirs = options(family, maker.r)
-                equal += check_conversation(count, maker, tool, environment().from_string(text), official, first_added,
-                                            ours, theirs, whole=not family.thinks and not family.xml)
+                equal += check_conversation(count, maker, tool, template, official, first_added, ours, theirs,
+                                            whole=not family.thinks and not family.xml)
             count.check(tool.close() == 0, "the tool did not end well")
             print(f"{family.name} from {family.package}: {args.families} conversations, ids of {equal} compared, "
                   f"{count.failed - before} failures", flush=True)

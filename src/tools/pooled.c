@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/buf.h"
 #include "base/mem.h"
+#include "text/chat.h"
 
 enum { CONTEXT_DEFAULT = 32768 };
 
@@ -31,7 +31,6 @@ qw_status qw_pooled_open(qw_compute_options *o, uint32_t context, qw_pooled *p, 
     }
     QW_TRY_GOTO(qw_seq_create(p->c.rt.seqs, &p->seq, err));
     QW_TRY_GOTO(qw_alloc(&p->values, hp->n_vocab > hp->hidden ? hp->n_vocab : hp->hidden, sizeof *p->values, "results", err));
-    p->end = qw_tokenizer_find(p->tokenizer, "<|endoftext|>");
     p->yes = qw_tokenizer_find(p->tokenizer, "yes");
     p->no = qw_tokenizer_find(p->tokenizer, "no");
     return QW_OK;
@@ -50,29 +49,6 @@ void qw_pooled_close(qw_pooled *p)
     *p = (qw_pooled){0};
 }
 
-static qw_status add_markup(qw_pooled *p, const char *text, qw_err *err)
-{
-    return qw_tokenizer_encode(p->tokenizer, text, strlen(text), true, &p->tokens, err);
-}
-
-/* Texts joined before they become tokens, which may reach over their borders. */
-static qw_status add_joined(qw_pooled *p, const qw_text *parts, size_t n, qw_err *err)
-{
-    qw_buf all = {0};
-    qw_status status = QW_OK;
-    qw_buf_init(&all, QW_PROMPT_BYTES_MAX, "the text");
-    for (size_t i = 0; i < n; i++) QW_TRY_GOTO(qw_buf_add(&all, parts[i].s, parts[i].n, err));
-    QW_TRY_GOTO(qw_tokenizer_encode(p->tokenizer, all.data, all.n, false, &p->tokens, err));
-fail:
-    qw_buf_free(&all);
-    return status;
-}
-
-static qw_text literal(const char *s)
-{
-    return (qw_text){s, strlen(s)};
-}
-
 /* Computes p->tokens; afterwards the pass can be asked about the last of them, whose row in it is *row. */
 static qw_status compute(qw_pooled *p, uint32_t *row, qw_err *err)
 {
@@ -83,18 +59,24 @@ static qw_status compute(qw_pooled *p, uint32_t *row, qw_err *err)
     return QW_OK;
 }
 
+/* Computes a rendered prompt, which is freed. */
+static qw_status compute_rendered(qw_pooled *p, qw_rendered *prompt, uint32_t *row, qw_err *err)
+{
+    p->tokens.n = 0;
+    qw_status status = qw_chat_tokenize(p->tokenizer, prompt, &p->tokens, err);
+    qw_rendered_free(prompt);
+    return status == QW_OK ? compute(p, row, err) : status;
+}
+
 qw_status qw_pooled_embed(qw_pooled *p, qw_text text, const char *instruction, uint32_t n_dims, float *out, qw_err *err)
 {
     uint32_t row, hidden = p->c.net->hp.hidden, n = n_dims ? n_dims : hidden;
+    qw_text instruct = {instruction, instruction ? strlen(instruction) : 0};
+    qw_rendered prompt;
     double sum = 0;
     if (n > hidden) return qw_fail(err, QW_E_ARG, "%u dimensions are wanted, the model has %u", n, hidden);
-    const qw_text query[] = {literal("Instruct: "), literal(instruction ? instruction : ""), literal("\nQuery:"), text};
-    p->tokens.n = 0;
-    QW_TRY(instruction ? add_joined(p, query, 4, err) : add_joined(p, &text, 1, err));
-    if (p->end >= 0 && (p->tokens.n == 0 || p->tokens.ids[p->tokens.n - 1] != p->end))
-        QW_TRY(qw_tokens_push(&p->tokens, p->end, err));
-    if (p->tokens.n == 0) return qw_fail(err, QW_E_ARG, "the text is empty");
-    QW_TRY(compute(p, &row, err));
+    QW_TRY(qw_embed_render(text, instruct, &prompt, err));
+    QW_TRY(compute_rendered(p, &prompt, &row, err));
     qw_pass_hidden(p->c.rt.pass, &row, 1, p->values);
     for (uint32_t i = 0; i < n; i++) sum += (double)p->values[i] * (double)p->values[i];
     for (uint32_t i = 0; i < n; i++) out[i] = (float)((double)p->values[i] / fmax(sqrt(sum), 1e-12));
@@ -105,18 +87,13 @@ qw_status qw_pooled_rerank(qw_pooled *p, const char *instruction, qw_text query,
 {
     uint32_t row;
     double yes, no;
+    qw_text instruct = {instruction, instruction ? strlen(instruction) : 0};
+    qw_rendered prompt;
     bool cls = p->c.net->cls.data != NULL;
-    const qw_text user[] = {literal("<Instruct>: "), literal(instruction ? instruction : QW_SEARCH_INSTRUCTION),
-                            literal("\n<Query>: "), query, literal("\n<Document>: "), document};
     if (!cls && (p->yes < 0 || p->no < 0))
         return qw_fail(err, QW_E_UNSUPPORTED, "%s: no tokens \"yes\" and \"no\" to rank with", qw_gguf_path(p->c.file));
-    p->tokens.n = 0;
-    QW_TRY(add_markup(p, "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the "
-                         "Instruct provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n"
-                         "<|im_start|>user\n", err));
-    QW_TRY(add_joined(p, user, sizeof user / sizeof *user, err));
-    QW_TRY(add_markup(p, "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", err));
-    QW_TRY(compute(p, &row, err));
+    QW_TRY(qw_rerank_render(query, document, instruct, &prompt, err));
+    QW_TRY(compute_rendered(p, &prompt, &row, err));
     if (cls) {
         qw_pass_scores(p->c.rt.pass, &row, 1, p->values);
         yes = (double)p->values[0];

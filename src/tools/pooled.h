@@ -19,19 +19,20 @@ typedef struct qw_pooled {
     qw_seq *seq;
     qw_tokens tokens;        /* of the current text */
     float *values;           /* [hidden or n_vocab] */
-    int32_t end, yes, no;    /* <|endoftext|>, "yes" and "no"; -1: not in the vocabulary */
+    int32_t yes, no;         /* those tokens; -1: not in the vocabulary */
 } qw_pooled;
 
 /* options: n_seqs and seq_tokens_max are set here; context 0: what the model was trained for, at most 32768. */
 qw_status qw_pooled_open(qw_compute_options *options, uint32_t context, qw_pooled *out, qw_err *err) QW_MUST_CHECK;
 void qw_pooled_close(qw_pooled *p);
 
-/* Embedding of a text, with <|endoftext|> added where it does not end so: the hidden state of the last token, its first
+/* Embedding of a text, with <|endoftext|> added: the hidden state of the last token, its first
  * n_dims numbers (0: all), with length 1. out [n_dims or hidden]. instruction: NULL for a document; a query is embedded
  * with what it is for. */
 qw_status qw_pooled_embed(qw_pooled *p, qw_text text, const char *instruction, uint32_t n_dims, float *out,
                           qw_err *err) QW_MUST_CHECK;
-/* The probability that the document answers the query. instruction: NULL for QW_SEARCH_INSTRUCTION. */
+/* The probability that the document answers the query. instruction: NULL for the model card's, a web
+ * search. */
 qw_status qw_pooled_rerank(qw_pooled *p, const char *instruction, qw_text query, qw_text document, double *score,
                            qw_err *err) QW_MUST_CHECK;
 

@@ -11,37 +11,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/new_file.h"
 
 /* ---- writing ---------------------------------------------------------------------------------- */
-
-static int write_all(int fd, const char *data, size_t n)
-{
-    while (n > 0) {
-        ssize_t got = write(fd, data, n < SSIZE_MAX ? n : SSIZE_MAX);
-        if (got < 0 && errno == EINTR) continue;
-        if (got < 0) return -1;
-        data += got;
-        n -= (size_t)got;
-    }
-    return 0;
-}
-
-/* Folder part of a path, "." when there is none. */
-static qw_status dir_of(const char *path, char out[PATH_MAX], qw_err *err)
-{
-    const char *slash = strrchr(path, '/');
-    size_t n = slash == NULL ? 0 : slash == path ? 1 : (size_t)(slash - path);
-    if (n >= PATH_MAX) return qw_fail(err, QW_E_LIMIT, "%s: the path is too long", path);
-    if (n > 0) memcpy(out, path, n);
-    if (n == 0) out[n++] = '.';
-    out[n] = '\0';
-    return QW_OK;
-}
 
 qw_status qw_sync_dir(const char *path, qw_err *err)
 {
@@ -54,45 +30,16 @@ qw_status qw_sync_dir(const char *path, qw_err *err)
     return qw_fail_errno(err, "%s: the folder cannot be written to disk", path);
 }
 
-/* Creates "PATH.tmp-PID-RANDOM" for writing; the random part keeps threads apart too. */
-static int open_temporary(const char *path, char out[PATH_MAX])
-{
-    for (int attempt = 0; attempt < 16; attempt++) {
-        uint32_t random = 0;
-        if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random) random = (uint32_t)attempt;
-        int n = snprintf(out, PATH_MAX, "%s.tmp-%ld-%08x", path, (long)getpid(), random);
-        if (n < 0 || n >= PATH_MAX) {
-            errno = ENAMETOOLONG;
-            return -1;
-        }
-        int fd = open(out, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-        if (fd >= 0 || errno != EEXIST) return fd;
-    }
-    return -1;
-}
-
 qw_status qw_file_write(const char *path, const void *data, size_t n, qw_err *err)
 {
-    char temporary[PATH_MAX], dir[PATH_MAX];
-    qw_status status = QW_OK;
-    struct stat old;
-    QW_TRY(dir_of(path, dir, err));
-    int fd = open_temporary(path, temporary);
-    if (fd < 0) return qw_fail_errno(err, "%s: cannot be written", path);
-    if (stat(path, &old) == 0 && S_ISREG(old.st_mode)) fchmod(fd, old.st_mode & 0777);
-    int bad = write_all(fd, data, n) != 0 || fsync(fd) != 0;
-    int why = errno;
-    if (close(fd) != 0 && !bad) {
-        bad = 1;
-        why = errno;
-    }
-    if (bad || rename(temporary, path) != 0) {
-        if (bad) errno = why;
-        status = qw_fail_errno(err, "%s: cannot be written", path);
-        unlink(temporary);
-        return status;
-    }
-    return qw_sync_dir(dir, err);
+    qw_new_file f;
+    qw_status status;
+    QW_TRY(qw_new_file_open(&f, path, err));
+    QW_TRY_GOTO(qw_new_file_write(&f, data, n, err));
+    status = qw_new_file_publish(&f, true, err);
+fail:
+    qw_new_file_close(&f);
+    return status;
 }
 
 /* ---- reading ---------------------------------------------------------------------------------- */

@@ -14,11 +14,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/buf.h"
 #include "base/mem.h"
 #include "base/utf8.h"
 #include "formats/gguf_private.h"
+#include "formats/rows_as.h"
 
 /* ---- opening ---------------------------------------------------------------------------------- */
 
@@ -167,21 +169,95 @@ static qw_status collect_tensors(qw_gguf *g, const split_keys *first, qw_err *er
     return QW_OK;
 }
 
-qw_status qw_gguf_open(const char *path, qw_gguf **out, qw_err *err)
+static qw_status open_files(qw_gguf *g, const char *path, qw_err *err)
 {
-    qw_gguf *g = NULL;
     split_keys keys;
     split_name name = {0};
+    QW_TRY(qw_gguf_part_open(&g->parts[0], path, err));
+    QW_TRY(read_split_keys(&g->parts[0], &keys, err));
+    QW_TRY(check_first(&g->parts[0], &keys, &name, err));
+    QW_TRY(qw_grow(&g->parts, 1, (size_t)keys.count, sizeof *g->parts, "the parts of a model", err));
+    QW_TRY(open_later_parts(g, &keys, &name, err));
+    return collect_tensors(g, &keys, err);
+}
+
+/* A folder: its header is parsed as a file's is, its tensors come from elsewhere. */
+static qw_status open_folder(qw_gguf *g, const char *path, qw_err *err)
+{
+    const uint8_t *header = NULL;
+    size_t n = 0;
+    uint64_t file_bytes = 0;
+    QW_TRY(qw_hf_open(path, &g->folder, err));
+    qw_hf_header(g->folder, &header, &n, &file_bytes);
+    QW_TRY(qw_gguf_part_open_header(&g->parts[0], path, header, n, file_bytes, err));
+    QW_TRY(collect_tensors(g, &(split_keys){.count = 1, .n_tensors = g->parts[0].n_tensors}, err));
+    for (size_t i = 0; i < g->n_tensors; i++) qw_hf_tensor(g->folder, i, &g->tensors[i].data, &g->tensors[i].source);
+    return QW_OK;
+}
+
+/* ---- quantising now --------------------------------------------------------------------------- */
+
+static bool ends_in(const char *s, const char *end)
+{
+    size_t n = strlen(s), m = strlen(end);
+    return n >= m && memcmp(s + n - m, end, m) == 0;
+}
+
+/* Matrices of floats, except those that choose experts or are taps of a convolution: they are small, and other programs want
+ * them as floats. */
+static bool is_quantizable(const qw_tensor *t, qw_type type)
+{
+    bool floats = t->type == QW_TYPE_F32 || t->type == QW_TYPE_F16 || t->type == QW_TYPE_BF16;
+    return floats && t->n_dims >= 2 && t->ne[0] % qw_type_get(type)->block_n == 0 && ends_in(t->name, ".weight") &&
+           !ends_in(t->name, ".ffn_gate_inp.weight") && !ends_in(t->name, ".ffn_gate_inp_shexp.weight") &&
+           !ends_in(t->name, ".ssm_conv1d.weight");
+}
+
+static qw_status quantize_now(qw_gguf *g, qw_err *err)
+{
+    qw_type type = g->options.type;
+    QW_TRY(qw_alloc(&g->converted, g->n_tensors, sizeof *g->converted, "the list of tensors", err));
+    for (size_t i = 0; i < g->n_tensors; i++) {
+        qw_tensor *t = &g->tensors[i];
+        if (!is_quantizable(t, type)) continue;
+        qw_rows_as_init(&g->converted[i], &(qw_rows_in){.type = t->type, .k = t->ne[0], .data = t->data, .make = t->source}, type);
+        t->type = type;
+        t->data = NULL;
+        t->source = &g->converted[i].base;
+        t->bytes = (size_t)qw_tensor_rows(t) * qw_tensor_row_bytes(t);
+    }
+    return QW_OK;
+}
+
+void qw_tensor_read(const qw_tensor *t, uint64_t row0, size_t n, uint8_t *out, uint8_t *scratch)
+{
+    qw_rows_in in = {.type = t->type, .k = t->ne[0], .data = t->data, .make = t->source};
+    qw_rows_in_read(&in, row0, n, out, scratch);
+}
+
+/* ---- open and close --------------------------------------------------------------------------- */
+
+static bool is_folder(const char *path)
+{
+    struct stat st;
+    return stat(path, &st) == 0 && S_ISDIR(st.st_mode);
+}
+
+qw_status qw_gguf_open(const char *path, qw_gguf **out, qw_err *err)
+{
+    return qw_gguf_open_as(path, &(qw_gguf_options){0}, out, err);
+}
+
+qw_status qw_gguf_open_as(const char *path, const qw_gguf_options *options, qw_gguf **out, qw_err *err)
+{
+    qw_gguf *g = NULL;
     qw_status status = QW_OK;
     QW_TRY(qw_alloc(&g, 1, sizeof *g, "a model file", err));
     QW_TRY_GOTO(qw_alloc(&g->parts, 1, sizeof *g->parts, "a model file", err));
     g->n_parts = 1;
-    QW_TRY_GOTO(qw_gguf_part_open(&g->parts[0], path, err));
-    QW_TRY_GOTO(read_split_keys(&g->parts[0], &keys, err));
-    QW_TRY_GOTO(check_first(&g->parts[0], &keys, &name, err));
-    QW_TRY_GOTO(qw_grow(&g->parts, 1, (size_t)keys.count, sizeof *g->parts, "the parts of a model", err));
-    QW_TRY_GOTO(open_later_parts(g, &keys, &name, err));
-    QW_TRY_GOTO(collect_tensors(g, &keys, err));
+    g->options = *options;
+    QW_TRY_GOTO(is_folder(path) ? open_folder(g, path, err) : open_files(g, path, err));
+    if (options->quantize) QW_TRY_GOTO(quantize_now(g, err));
     *out = g;
     return QW_OK;
 fail:
@@ -195,7 +271,9 @@ void qw_gguf_close(qw_gguf *g)
     for (size_t p = 0; p < g->n_parts; p++) qw_gguf_part_free(&g->parts[p]);
     free(g->parts);
     free(g->tensors);
+    free(g->converted);
     qw_name_set_free(&g->names);
+    qw_hf_close(g->folder);
     free(g);
 }
 
@@ -214,15 +292,27 @@ uint32_t qw_gguf_version(const qw_gguf *g)
 size_t qw_gguf_bytes(const qw_gguf *g)
 {
     size_t n = 0;
+    if (g->folder) return qw_hf_bytes(g->folder);
     for (size_t p = 0; p < g->n_parts; p++) n += qw_map_bytes(g->parts[p].map);
     return n;
 }
 
 bool qw_gguf_map_failed(const qw_gguf *g)
 {
+    if (g->folder) return qw_hf_map_failed(g->folder);
     for (size_t p = 0; p < g->n_parts; p++)
         if (qw_map_failed(g->parts[p].map)) return true;
     return false;
+}
+
+const char *qw_gguf_note(const qw_gguf *g)
+{
+    return g->folder ? qw_hf_note(g->folder) : "";
+}
+
+const char *qw_gguf_first_file(const qw_gguf *g)
+{
+    return g->folder ? qw_hf_first_file(g->folder) : g->parts[0].path;
 }
 
 void qw_gguf_identity(const qw_gguf *g, char out[65])
@@ -231,10 +321,15 @@ void qw_gguf_identity(const qw_gguf *g, char out[65])
     unsigned n = 0;
     EVP_MD_CTX *md = EVP_MD_CTX_new();
     int ok = md != NULL && EVP_DigestInit_ex(md, EVP_sha256(), NULL);
-    for (size_t p = 0; p < g->n_parts && ok; p++) {
+    for (size_t p = 0; p < g->n_parts && ok && !g->folder; p++) {
         char text[96];
         qw_map_identity(g->parts[p].map, text);
         ok = EVP_DigestUpdate(md, text, strlen(text) + 1);
+    }
+    if (g->folder) ok = ok && EVP_DigestUpdate(md, qw_hf_identity(g->folder), strlen(qw_hf_identity(g->folder)) + 1);
+    if (g->options.quantize) { /* another model, as far as packed weights go */
+        const char *type = qw_type_get(g->options.type)->name;
+        ok = ok && EVP_DigestUpdate(md, type, strlen(type) + 1);
     }
     ok = ok && EVP_DigestFinal_ex(md, digest, &n);
     EVP_MD_CTX_free(md);
@@ -242,18 +337,36 @@ void qw_gguf_identity(const qw_gguf *g, char out[65])
     for (unsigned i = 0; i < n; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
 }
 
-qw_status qw_gguf_check_finite(const qw_gguf *g, qw_err *err)
+static qw_status check_tensor_finite(const qw_gguf *g, const qw_tensor *t, uint8_t *row, uint8_t *scratch, qw_err *err)
 {
-    for (size_t i = 0; i < qw_gguf_n_tensors(g); i++) {
-        const qw_tensor *t = qw_gguf_tensor(g, i);
-        size_t row_bytes = qw_type_row_bytes(t->type, t->ne[0]);
-        for (size_t at = 0; at < t->bytes; at += row_bytes) {
-            if (qw_row_finite(t->type, t->data + at, t->ne[0])) continue;
-            return qw_fail(err, QW_E_CORRUPT, "%s: tensor %s has a value in row %zu that is not a number", qw_gguf_path(g),
-                           t->name, at / row_bytes);
-        }
+    for (uint64_t r = 0; r < qw_tensor_rows(t); r++) {
+        const uint8_t *at = t->data ? t->data + r * qw_tensor_row_bytes(t) : row;
+        if (!t->data) qw_tensor_read(t, r, 1, row, scratch);
+        if (qw_row_finite(t->type, at, t->ne[0])) continue;
+        return qw_fail(err, QW_E_CORRUPT, "%s: tensor %s has a value in row %" PRIu64 " that is not a number", qw_gguf_path(g),
+                       t->name, r);
     }
     return QW_OK;
+}
+
+qw_status qw_gguf_check_finite(const qw_gguf *g, qw_err *err)
+{
+    size_t row_bytes = 0, scratch_bytes = 0;
+    uint8_t *row = NULL, *scratch = NULL;
+    qw_status status = QW_OK;
+    for (size_t i = 0; i < g->n_tensors; i++) {
+        const qw_tensor *t = &g->tensors[i];
+        if (t->source && qw_tensor_row_bytes(t) > row_bytes) row_bytes = qw_tensor_row_bytes(t);
+        if (qw_tensor_scratch(t) > scratch_bytes) scratch_bytes = qw_tensor_scratch(t);
+    }
+    QW_TRY_GOTO(qw_alloc_aligned(&row, row_bytes, "a row of a tensor", err));
+    QW_TRY_GOTO(qw_alloc_aligned(&scratch, scratch_bytes, "a row of a tensor", err));
+    for (size_t i = 0; i < g->n_tensors && status == QW_OK; i++)
+        status = check_tensor_finite(g, &g->tensors[i], row, scratch, err);
+fail:
+    qw_free_aligned(row, row_bytes);
+    qw_free_aligned(scratch, scratch_bytes);
+    return status;
 }
 
 size_t qw_gguf_n_tensors(const qw_gguf *g)

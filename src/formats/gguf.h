@@ -1,7 +1,7 @@
-/* gguf.h: GGUF model files, versions 2 and 3, whole or split, memory-mapped.
+/* gguf.h: model files: GGUF versions 2 and 3, whole or split, memory-mapped; and Hugging Face folders, which look the same.
  *
- * qw_gguf_open() checks every byte it uses (docs/gguf.md lists the checks by number); afterwards all
- * accessors are total: a tensor's data lies inside the mapping, names are unique, types are known.
+ * qw_gguf_open() checks every byte it uses (docs/gguf.md lists the checks by number, docs/huggingface.md those of folders);
+ * afterwards all accessors are total: a tensor's data lies inside the mapping, names are unique, types are known.
  * Immutable after open; any thread. Pointers borrow until qw_gguf_close.
  */
 #ifndef QW_FORMATS_GGUF_H
@@ -15,6 +15,7 @@
 
 #include "base/status.h"
 #include "kernels/blocks.h"
+#include "kernels/rows.h"
 
 typedef struct qw_gguf qw_gguf;
 
@@ -28,18 +29,46 @@ typedef struct qw_tensor {
     qw_type type;
     uint32_t n_dims;     /* 1..4 */
     uint64_t ne[4];      /* ne[0] is the fastest dimension (row length); unused ones are 1 */
-    const uint8_t *data; /* inside the mapping, aligned as the file says; may be unaligned for C types */
+    const uint8_t *data; /* inside the mapping, aligned as the file says; may be unaligned for C types; NULL: */
+    const qw_rows *source; /* its rows are made when they are wanted */
     size_t bytes;
 } qw_tensor;
 
+/* Rows of a tensor, those of all dimensions above the first counted through, and the bytes of one. */
+static inline uint64_t qw_tensor_rows(const qw_tensor *t)
+{
+    return t->ne[1] * t->ne[2] * t->ne[3];
+}
+static inline size_t qw_tensor_row_bytes(const qw_tensor *t)
+{
+    return qw_type_row_bytes(t->type, t->ne[0]);
+}
+/* Bytes of scratch that reading rows takes; 0 for a tensor with data. */
+static inline size_t qw_tensor_scratch(const qw_tensor *t)
+{
+    return t->source ? t->source->scratch_bytes : 0;
+}
+/* Rows [row0, row0 + n) one after the other, in the tensor's type. scratch: 64-byte aligned. */
+void qw_tensor_read(const qw_tensor *t, uint64_t row0, size_t n, uint8_t *out, uint8_t *scratch);
+
+typedef struct qw_gguf_options {
+    bool quantize; /* matrices that are stored as floats become `type`; small ones and routers stay as they are */
+    qw_type type;
+} qw_gguf_options;
+
 /* Opens a file; of a split model ("NAME-00001-of-00003.gguf") the first part is given and the others
- * are found beside it. */
+ * are found beside it. A folder is opened as a Hugging Face folder. */
 qw_status qw_gguf_open(const char *path, qw_gguf **out, qw_err *err) QW_MUST_CHECK;
+qw_status qw_gguf_open_as(const char *path, const qw_gguf_options *options, qw_gguf **out, qw_err *err) QW_MUST_CHECK;
 void qw_gguf_close(qw_gguf *g);
 const char *qw_gguf_path(const qw_gguf *g);
 uint32_t qw_gguf_version(const qw_gguf *g);
 size_t qw_gguf_bytes(const qw_gguf *g);     /* of all parts */
 bool qw_gguf_map_failed(const qw_gguf *g);  /* a mapped part shrank or could not be read */
+/* What of a folder was left out, lines of text; "" when nothing. */
+const char *qw_gguf_note(const qw_gguf *g);
+/* The file whose replacement makes this another model: the (first) GGUF or safetensors file. */
+const char *qw_gguf_first_file(const qw_gguf *g);
 /* Identity text of all parts (see qw_map_identity), hashed to 64 hex digits. */
 void qw_gguf_identity(const qw_gguf *g, char out[65]);
 /* Reads every weight: QW_E_CORRUPT naming the first tensor with a scale or value that is no number (NaN, infinite). */

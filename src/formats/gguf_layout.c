@@ -33,7 +33,7 @@ static qw_status check_sum(const gguf_part *part, qw_err *err)
                            t->name);
     }
     if (part->n_tensors == 0) return QW_OK;
-    uint64_t bytes = qw_map_bytes(part->map), need;
+    uint64_t bytes = part->file_bytes, need;
     if (__builtin_add_overflow(part->data_start, end, &need) || need > bytes)
         return qw_fail(err, QW_E_FORMAT, "%s: the file is cut short: %llu bytes, the header asks for %llu",
                        part->path, (unsigned long long)bytes, (unsigned long long)need);
@@ -44,8 +44,7 @@ static qw_status check_sum(const gguf_part *part, qw_err *err)
  * byte of the data section behind all tensors and their padding. */
 static qw_status place(gguf_part *part, uint64_t *end, qw_err *err)
 {
-    uint64_t file_bytes = qw_map_bytes(part->map), want = 0, last;
-    const uint8_t *data = qw_map_data(part->map);
+    uint64_t file_bytes = part->file_bytes, want = 0, last;
     for (size_t i = 0; i < part->n_tensors; i++) {
         qw_tensor *t = &part->tensors[i];
         uint64_t at = part->offsets[i], room = file_bytes - part->data_start; /* check_sum: not negative */
@@ -64,7 +63,7 @@ static qw_status place(gguf_part *part, uint64_t *end, qw_err *err)
             return qw_fail(err, QW_E_FORMAT,
                            "%s: tensor '%s' begins at offset %llu and leaves a gap: want %llu", part->path,
                            t->name, (unsigned long long)at, (unsigned long long)want);
-        t->data = data + part->data_start + at;
+        if (part->map) t->data = part->bytes + part->data_start + at; /* else the folder has it */
         last = at + t->bytes;
         if (!round_up(last, part->alignment, &want)) want = last; /* check_sum: does not happen */
     }
@@ -74,7 +73,7 @@ static qw_status place(gguf_part *part, uint64_t *end, qw_err *err)
 
 qw_status qw_gguf_part_layout(gguf_part *part, qw_err *err)
 {
-    uint64_t bytes = qw_map_bytes(part->map), start, end = 0, all;
+    uint64_t bytes = part->file_bytes, start, end = 0, all;
     if (!round_up(part->infos_end, part->alignment, &start))
         return qw_fail(err, QW_E_FORMAT, "%s: the end of the header overflows", part->path);
     part->data_start = (size_t)start;

@@ -51,7 +51,7 @@ static const struct {
 
 static qw_status check_magic(const gguf_part *part, const uint8_t *magic, qw_err *err)
 {
-    const uint8_t *data = qw_map_data(part->map);
+    const uint8_t *data = part->bytes;
     if (memcmp(magic, "GGUF", 4) == 0) return QW_OK;
     for (size_t i = 0; i < sizeof known_beginnings / sizeof known_beginnings[0]; i++)
         if (memcmp(data, known_beginnings[i].bytes, known_beginnings[i].n) == 0)
@@ -396,7 +396,7 @@ static qw_status parse_infos(gguf_part *part, qw_cursor *c, qw_err *err)
 
 static qw_status parse(gguf_part *part, qw_err *err)
 {
-    qw_cursor c = {.data = qw_map_data(part->map), .n = qw_map_bytes(part->map), .what = part->path};
+    qw_cursor c = {.data = part->bytes, .n = part->n_bytes, .what = part->path};
     QW_TRY(parse_header(part, &c, err));
     QW_TRY(parse_keys(part, &c, err));
     QW_TRY(find_alignment(part, err));
@@ -417,11 +417,22 @@ qw_status qw_gguf_part_open(gguf_part *part, const char *path, qw_err *err)
     if (bytes > GGUF_FILE_BYTES_MAX)
         return qw_fail(err, QW_E_LIMIT, "%s: %zu bytes are more than a model file may have (%llu)",
                        path, bytes, (unsigned long long)GGUF_FILE_BYTES_MAX);
+    part->bytes = qw_map_data(part->map);
+    part->n_bytes = bytes;
+    part->file_bytes = bytes;
     qw_status status = parse(part, err);
     if (qw_map_failed(part->map)) /* 50: whatever was seen, it was not the file */
         return qw_fail(err, QW_E_CORRUPT,
                        "%s: the file became shorter or unreadable while it was opened", path);
     return status;
+}
+
+qw_status qw_gguf_part_open_header(gguf_part *part, const char *path, const uint8_t *bytes, size_t n, uint64_t file_bytes,
+                                   qw_err *err)
+{
+    *part = (gguf_part){.bytes = bytes, .n_bytes = n, .file_bytes = file_bytes};
+    QW_TRY(qw_strndup(&part->path, path, strlen(path), err));
+    return parse(part, err);
 }
 
 void qw_gguf_part_free(gguf_part *part)

@@ -11,6 +11,7 @@
 
 #include "base/cursor.h"
 #include "base/file.h"
+#include "formats/hf.h"
 #include "formats/name_set.h"
 
 /* Limits; each has its own message. */
@@ -48,7 +49,10 @@ typedef struct gguf_kv {
 
 typedef struct gguf_part {
     char *path;  /* owns */
-    qw_map *map; /* owns */
+    qw_map *map; /* owns; NULL: a header without data, made by a folder */
+    const uint8_t *bytes; /* [n_bytes]: the mapping, or that header */
+    size_t n_bytes;
+    uint64_t file_bytes;  /* what the file has, or would have with its data */
     uint32_t version;
     gguf_kv *kv; /* [n_kv], owns */
     size_t n_kv, n_kv_max;
@@ -63,11 +67,14 @@ typedef struct gguf_part {
 } gguf_part;
 
 struct qw_gguf {
+    qw_hf *folder;    /* owns; NULL: GGUF files */
     gguf_part *parts; /* [n_parts], owns */
     size_t n_parts;
     qw_tensor *tensors; /* [n_tensors] of all parts, in their order, owns */
     size_t n_tensors;
     name_set names;
+    qw_gguf_options options;
+    struct qw_rows_as *converted; /* [n_tensors], owns; makers of rows that are quantised now; NULL: none */
 };
 
 /* Name of a value type ("u32"), and its bytes (0 for strings and arrays). */
@@ -77,6 +84,9 @@ extern const uint8_t qw_gguf_type_bytes[GGUF_TYPE_COUNT];
 /* Maps the file and reads header, keys and tensor infos (checks 1 to 29). On failure the part holds what
  * qw_gguf_part_free() must free. */
 qw_status qw_gguf_part_open(gguf_part *part, const char *path, qw_err *err) QW_MUST_CHECK;
+/* The same for a header in memory, which stays where it is, of a file that would have file_bytes with its data. */
+qw_status qw_gguf_part_open_header(gguf_part *part, const char *path, const uint8_t *bytes, size_t n, uint64_t file_bytes,
+                                   qw_err *err) QW_MUST_CHECK;
 void qw_gguf_part_free(gguf_part *part);
 /* Places every tensor in the file (checks 29 to 33) and sets its data. */
 qw_status qw_gguf_part_layout(gguf_part *part, qw_err *err) QW_MUST_CHECK;

@@ -42,7 +42,8 @@ qw_text qw_text_of(const char *s); /* of a C string; NULL gives an empty text */
 /* ---- model ------------------------------------------------------------------------------------ */
 
 typedef struct qw_model_options {
-    const char *path;   /* a GGUF file; of a split model the first part */
+    const char *path;   /* a GGUF file, of a split model the first part; or a Hugging Face folder */
+    const char *quantize; /* "q8_0": matrices stored as floats are quantised to this type as they are loaded; NULL: not */
     bool exact;         /* float32 products on dequantised weights, float32 KV: the reference mode */
     bool no_pack_cache; /* do not read or write the side file of packed weights; pack into memory */
 } qw_model_options;

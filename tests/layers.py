@@ -35,6 +35,7 @@ PUBLIC = {"qw_status.h": set(BELOW), "qw_types.h": set(BELOW), "qw.h": {"engine"
 CROSSINGS = [
     ("src/tools/cmd_bench.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/tools/cmd_embed.c", "cli/cli.h", "a command: its options are parsed as all are"),
+    ("src/tools/cmd_convert.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/tools/cmd_eval.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/tools/cmd_logits.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/server/cmd_serve.c", "cli/cli.h", "a command: its options are parsed as all are"),

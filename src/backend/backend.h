@@ -17,6 +17,7 @@
 #include "kernels/attn_layout.h"
 #include "kernels/blocks.h"
 #include "kernels/kernels.h"
+#include "kernels/rows.h"
 
 /* A weight matrix [rows, k], or a stack of such matrices: one for each expert. `packed` is set by qw_weights (model/) when
  * a packed form exists. */
@@ -25,9 +26,11 @@ typedef struct qw_weight {
     qw_type type;
     size_t rows, k;
     size_t n_stacked;    /* 1: a matrix */
-    const uint8_t *data; /* blocks as the file has them; borrows from the mapping */
+    const uint8_t *data; /* blocks as the file has them; borrows from the mapping; NULL: */
+    const qw_rows *source; /* rows are made when they are wanted; borrows; NULL as well: there is no such weight */
+    size_t source_row;     /* that is row 0 here */
     size_t row_bytes;
-    size_t stack_bytes;  /* of data, from one matrix to the next */
+    size_t stack_bytes;  /* from one matrix to the next */
     qw_pack pack;        /* form of `packed`, or QW_PACK_NONE: computed on dequantised rows */
     const void *packed;  /* [n_stacked][ceil(rows / 16)] groups of qw_pack_group_bytes(); borrows */
 } qw_weight;
@@ -37,9 +40,27 @@ static inline size_t qw_weight_groups(const qw_weight *w)
 {
     return (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS;
 }
+static inline bool qw_weight_exists(const qw_weight *w)
+{
+    return w->data != NULL || w->source != NULL;
+}
 static inline const uint8_t *qw_weight_row(const qw_weight *w, size_t stacked, size_t row)
 {
     return w->data + stacked * w->stack_bytes + row * w->row_bytes;
+}
+/* Bytes that reading n rows through the source takes: for them, and as scratch; 0 for a weight with data. */
+static inline size_t qw_weight_source_bytes(const qw_weight *w, size_t n)
+{
+    return w->data ? 0 : (n * w->row_bytes + 63) / 64 * 64 + w->source->scratch_bytes;
+}
+/* Rows [row, row + n) of one matrix: where they lie, or made in the buffer, which has qw_weight_source_bytes(w, n) and is
+ * 64-byte aligned. */
+static inline const uint8_t *qw_weight_read(const qw_weight *w, size_t stacked, size_t row, size_t n, uint8_t *buffer)
+{
+    if (w->data) return qw_weight_row(w, stacked, row);
+    size_t first = w->source_row + stacked * (w->stack_bytes / w->row_bytes) + row;
+    w->source->make(w->source, first, n, buffer, buffer + (n * w->row_bytes + 63) / 64 * 64);
+    return buffer;
 }
 
 /* One product of a group that shares its input: out[r, :] = W x[r, :] + bias, or out[r, :] += W x[r, :]. */
@@ -261,6 +282,7 @@ typedef struct qw_cpu_sizes {
     uint32_t head_dim;
     uint32_t index_top; /* blocks a query chooses with block-sparse attention; 0: none */
     size_t n_experts, n_used, hidden, expert_ffn; /* of the largest block of experts; 0: none */
+    size_t source_bytes; /* the most that reading a row through its source takes; 0: all weights have data */
     bool acts[QW_ACT_COUNT]; /* what the packed weights want their input as */
 } qw_cpu_sizes;
 

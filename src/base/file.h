@@ -33,6 +33,10 @@ void qw_map_hold(const qw_map *map);
 /* Tells the kernel the range will be read soon. A hint: no error. */
 void qw_map_will_need(const qw_map *map, size_t offset, size_t bytes);
 
+/* Tells the kernel that the pages of a range of memory, as far as it lies in the map, are not needed for now. A hint: no
+ * error. Memory outside the map is never touched: dropping it would lose what is in it. */
+void qw_map_drop(const qw_map *map, const void *begin, size_t bytes);
+
 /* Writes a whole file: temporary name beside it, fsync, rename, fsync of the folder. */
 qw_status qw_file_write(const char *path, const void *data, size_t n, qw_err *err) QW_MUST_CHECK;
 /* Reads a whole file of at most bytes_max into *data (owned by the caller, NUL after the end). path

@@ -127,3 +127,11 @@ void qw_map_will_need(const qw_map *m, size_t offset, size_t bytes)
     madvise(m->data + from, bytes, MADV_HUGEPAGE); /* reads ahead, and maps, 2 MiB at a time where it can */
     madvise(m->data + from, bytes, MADV_WILLNEED);
 }
+
+void qw_map_drop(const qw_map *m, const void *begin, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), data = (uintptr_t)m->data, from = (uintptr_t)begin;
+    if (from < data || from - data >= m->bytes) return;
+    size_t room = m->bytes - (size_t)(from - data), head = (size_t)(from % page);
+    madvise((void *)(from - head), (bytes < room ? bytes : room) + head, MADV_DONTNEED); /* the map begins on a page */
+}

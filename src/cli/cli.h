@@ -63,6 +63,7 @@ int qw_cmd_list(int argc, char **argv);
 int qw_cmd_show(int argc, char **argv);
 int qw_cmd_verify(int argc, char **argv);
 int qw_cmd_rm(int argc, char **argv);
+int qw_cmd_convert(int argc, char **argv);
 
 /* ---- options ---------------------------------------------------------------------------------- */
 
@@ -120,16 +121,20 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
     int64_t n_threads;        /* 0: the cores this process may use */
     int64_t context;          /* 0: the model's own, at most 32768 */
     bool exact, no_pack_cache;
+    const char *quantize;     /* type of weights, as in qw_model_options */
 } qw_cli_model;
 
 #define QW_CLI_MODEL_NAME_OPT(m)                                                                   \
-    {'m', "model", QW_CLI_STR, &(m)->name, "NAME|PATH", "an installed model or a GGUF file", 0, 0}
+    {'m', "model", QW_CLI_STR, &(m)->name, "NAME|PATH",                                       \
+     "an installed model, a GGUF file or a Hugging Face folder", 0, 0}
 #define QW_CLI_MODEL_OPTS(m)                                                                       \
     QW_CLI_MODEL_NAME_OPT(m),                                                                      \
     {'t', "threads", QW_CLI_INT, &(m)->n_threads, "N", "threads (the cores this process may use)", \
      1, 1024},                                                                                     \
     {'c', "context", QW_CLI_INT, &(m)->context, "N",                                               \
      "tokens a conversation may hold (the model's own, at most 32768)", 1, 1 << 24},               \
+    {0, "quant", QW_CLI_STR, &(m)->quantize, "TYPE",                                               \
+     "quantise float weights as they are loaded: q8_0, q4_k, ... (as they are)", 0, 0},            \
     {0, "exact", QW_CLI_FLAG, &(m)->exact, NULL, "reference mode: float32 throughout, slow", 0, 0},\
     {0, "no-pack-cache", QW_CLI_FLAG, &(m)->no_pack_cache, NULL,                                   \
      "do not read or write the side file of packed weights", 0, 0}

@@ -71,7 +71,7 @@ int qw_cli_resolve(const qw_cli_model *m, char *path, size_t cap)
         return status == QW_OK ? 0 : qw_cli_error(&err);
     }
     return qw_cli_fail("no model is installed: `qw pull %s` fetches the default, `qw list` shows others, "
-                       "-m takes a name or a GGUF file",
+                       "-m takes a name, a GGUF file or a Hugging Face folder",
                        fallback);
 }
 
@@ -84,6 +84,7 @@ int qw_cli_open_model(const qw_cli_model *m, qw_model **model)
     qw_model_options options = qw_model_options_default();
     options.path = path;
     options.exact = m->exact;
+    options.quantize = m->quantize;
     options.no_pack_cache = m->no_pack_cache;
     if (qw_model_open(&options, model, &err) != QW_OK) return qw_cli_error(&err);
     return 0;

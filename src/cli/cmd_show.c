@@ -263,6 +263,7 @@ static int show_model(const show *s)
     qw_err err = {0};
     options.path = s->path;
     options.exact = s->model.exact;
+    options.quantize = s->model.quantize;
     options.no_pack_cache = s->model.no_pack_cache;
     if (qw_model_open(&options, &model, &err) != QW_OK) return qw_cli_error(&err);
     qw_model_get_info(model, &info);
@@ -303,7 +304,7 @@ int qw_cmd_show(int argc, char **argv)
     };
     const qw_cli_spec spec = {
         .name = "show",
-        .usage = "[options] [NAME | FILE.gguf]",
+        .usage = "[options] [NAME | FILE.gguf | FOLDER]",
         .summary = "Describes a model and the memory it takes, before anything is loaded.",
         .opts = opts,
         .n_opts = QW_CLI_COUNT(opts),

@@ -28,6 +28,7 @@ static const command commands[] = {
     {"show", qw_cmd_show, "describe a model and the memory it takes"},
     {"verify", qw_cmd_verify, "check an installed model against its SHA-256"},
     {"rm", qw_cmd_rm, "remove an installed model"},
+    {"convert", qw_cmd_convert, "make a GGUF file from a Hugging Face folder"},
     {"embed", qw_cmd_embed, "turn texts into embeddings"},
     {"rerank", qw_cmd_rerank, "score documents by how well they answer a query"},
     {"tokenize", qw_cmd_tokenize, "turn standard input into token ids"},

@@ -50,6 +50,7 @@ static qw_status open_text(qw_model *m, qw_err *err)
 qw_status qw_model_open(const qw_model_options *options, qw_model **out, qw_err *err)
 {
     qw_model *m = NULL;
+    qw_gguf_options container;
     qw_status status;
     *out = NULL;
     if (!options->path) return qw_fail(err, QW_E_ARG, "no model file was named");
@@ -57,7 +58,8 @@ qw_status qw_model_open(const qw_model_options *options, qw_model **out, qw_err 
     pthread_mutex_init(&m->lock, NULL);
     m->exact = options->exact;
     m->no_pack_cache = options->no_pack_cache;
-    QW_TRY_GOTO(qw_gguf_open(options->path, &m->file, err));
+    QW_TRY_GOTO(qw_gguf_options_parse(options->quantize, &container, err));
+    QW_TRY_GOTO(qw_gguf_open_as(options->path, &container, &m->file, err));
     QW_TRY_GOTO(qw_net_open(m->file, &m->net, err));
     QW_TRY_GOTO(open_text(m, err));
     read_name(m);
@@ -134,7 +136,8 @@ void qw_model_weight_bytes(const qw_model *m, uint64_t *mapped, uint64_t *in_mem
     }
     /* The packed region, and the embedding that is read by row. */
     uint64_t packed = qw_weights_packed_bytes(m->net), rest = 0;
-    if (m->net->embed.data != m->net->head.data) rest += (uint64_t)m->net->embed.rows * m->net->embed.row_bytes;
+    bool tied = m->net->embed.name == m->net->head.name;
+    if (!tied && m->net->embed.data) rest += (uint64_t)m->net->embed.rows * m->net->embed.row_bytes;
     bool cached = qw_model_cache_dir(m, dir, sizeof dir);
     *mapped = rest + (cached ? packed : 0);
     *in_memory = cached ? 0 : packed;

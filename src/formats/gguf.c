@@ -210,7 +210,15 @@ static bool is_quantizable(const qw_tensor *t, qw_type type)
     bool floats = t->type == QW_TYPE_F32 || t->type == QW_TYPE_F16 || t->type == QW_TYPE_BF16;
     return floats && t->n_dims >= 2 && t->ne[0] % qw_type_get(type)->block_n == 0 && ends_in(t->name, ".weight") &&
            !ends_in(t->name, ".ffn_gate_inp.weight") && !ends_in(t->name, ".ffn_gate_inp_shexp.weight") &&
-           !ends_in(t->name, ".ssm_conv1d.weight");
+           !ends_in(t->name, "conv1d.weight");
+}
+
+qw_status qw_gguf_options_parse(const char *quantize, qw_gguf_options *out, qw_err *err)
+{
+    *out = (qw_gguf_options){.quantize = quantize != NULL};
+    if (quantize == NULL || qw_type_parse(quantize, &out->type)) return QW_OK;
+    return qw_fail(err, QW_E_ARG, "\"%.40s\" is no type of weights; there are q4_0, q4_k, q5_k, q6_k, q8_0, bf16, f16 and others",
+                   quantize);
 }
 
 static qw_status quantize_now(qw_gguf *g, qw_err *err)
@@ -335,6 +343,19 @@ void qw_gguf_identity(const qw_gguf *g, char out[65])
     EVP_MD_CTX_free(md);
     QW_ASSERT(ok && n == 32);
     for (unsigned i = 0; i < n; i++) snprintf(out + 2 * i, 3, "%02x", digest[i]);
+}
+
+static void drop_pages(const qw_map *map, const uint8_t *data, size_t bytes)
+{
+    if (data) qw_map_drop(map, data, bytes);
+    else qw_map_drop(map, qw_map_data(map), qw_map_bytes(map));
+}
+
+void qw_gguf_drop_pages(const qw_gguf *g, const uint8_t *data, size_t bytes)
+{
+    size_t n_maps = g->folder ? qw_hf_n_maps(g->folder) : g->n_parts;
+    for (size_t i = 0; i < n_maps; i++)
+        drop_pages(g->folder ? qw_hf_map(g->folder, i) : g->parts[i].map, data, bytes);
 }
 
 static qw_status check_tensor_finite(const qw_gguf *g, const qw_tensor *t, uint8_t *row, uint8_t *scratch, qw_err *err)

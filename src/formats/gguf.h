@@ -56,6 +56,9 @@ typedef struct qw_gguf_options {
     qw_type type;
 } qw_gguf_options;
 
+/* Options for a type's name ("q8_0", any case), or none for NULL. QW_E_ARG: unknown. */
+qw_status qw_gguf_options_parse(const char *quantize, qw_gguf_options *out, qw_err *err) QW_MUST_CHECK;
+
 /* Opens a file; of a split model ("NAME-00001-of-00003.gguf") the first part is given and the others
  * are found beside it. A folder is opened as a Hugging Face folder. */
 qw_status qw_gguf_open(const char *path, qw_gguf **out, qw_err *err) QW_MUST_CHECK;
@@ -71,6 +74,9 @@ const char *qw_gguf_note(const qw_gguf *g);
 const char *qw_gguf_first_file(const qw_gguf *g);
 /* Identity text of all parts (see qw_map_identity), hashed to 64 hex digits. */
 void qw_gguf_identity(const qw_gguf *g, char out[65]);
+/* Tells the kernel that the files' pages are not needed for now: those of a range that a tensor's data points to (nothing
+ * when that is not in a file), or all for NULL. A hint; they come back from the files. */
+void qw_gguf_drop_pages(const qw_gguf *g, const uint8_t *data, size_t bytes);
 /* Reads every weight: QW_E_CORRUPT naming the first tensor with a scale or value that is no number (NaN, infinite). */
 qw_status qw_gguf_check_finite(const qw_gguf *g, qw_err *err) QW_MUST_CHECK;
 

@@ -111,6 +111,16 @@ bool qw_hf_map_failed(const qw_hf *hf)
     return false;
 }
 
+size_t qw_hf_n_maps(const qw_hf *hf)
+{
+    return hf->n_shards;
+}
+
+const qw_map *qw_hf_map(const qw_hf *hf, size_t i)
+{
+    return hf->shards[i].map;
+}
+
 const char *qw_hf_identity(const qw_hf *hf)
 {
     return qw_buf_str(&hf->identity);

@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "base/file.h"
 #include "base/status.h"
 #include "kernels/blocks.h"
 #include "kernels/rows.h"
@@ -25,6 +26,8 @@ void qw_hf_header(const qw_hf *hf, const uint8_t **header, size_t *n, uint64_t *
 void qw_hf_tensor(const qw_hf *hf, size_t i, const uint8_t **data, const qw_rows **rows);
 size_t qw_hf_bytes(const qw_hf *hf);       /* of all safetensors files */
 bool qw_hf_map_failed(const qw_hf *hf);    /* one of them shrank or could not be read */
+size_t qw_hf_n_maps(const qw_hf *hf);      /* the safetensors files' mappings */
+const qw_map *qw_hf_map(const qw_hf *hf, size_t i);
 const char *qw_hf_identity(const qw_hf *hf); /* names and identities (qw_map_identity) of all files that were read */
 const char *qw_hf_note(const qw_hf *hf);   /* what was left out and why, "" when nothing */
 const char *qw_hf_first_file(const qw_hf *hf); /* a file whose replacement makes this another model */

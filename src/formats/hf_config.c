@@ -13,8 +13,9 @@
 enum { LAYERS_MAX = 1024, SIZE_MAX_OF_CONFIG = 1 << 24, DEFAULT_INTERVAL = 4 };
 
 static const hf_kind kinds[] = {
-    {"qwen2", "qwen2", .ffn_norm = "ffn_norm.weight", .partial_rotary = 1.0},
-    {"qwen2_moe", "qwen2moe", .ffn_norm = "ffn_norm.weight", .partial_rotary = 1.0, .moe = true},
+    {"qwen2", "qwen2", .ffn_norm = "ffn_norm.weight", .partial_rotary = 1.0, .qkv_bias = true},
+    {"qwen2_moe", "qwen2moe", .ffn_norm = "ffn_norm.weight", .partial_rotary = 1.0, .moe = true,
+     .qkv_bias = true},
     {"qwen3", "qwen3", .ffn_norm = "ffn_norm.weight", .head_dim = 128, .partial_rotary = 1.0},
     {"qwen3_moe", "qwen3moe", .ffn_norm = "ffn_norm.weight", .partial_rotary = 1.0, .moe = true},
     {"qwen3_next", "qwen3next", .ffn_norm = "post_attention_norm.weight", .head_dim = 256, .partial_rotary = 0.25,

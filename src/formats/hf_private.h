@@ -60,7 +60,7 @@ typedef struct hf_kind {
     const char *ffn_norm;          /* GGUF name of post_attention_layernorm */
     uint32_t head_dim;             /* where the file does not say; 0: hidden / heads */
     double partial_rotary;         /* the same */
-    bool hybrid, moe;
+    bool hybrid, moe, qkv_bias;
     bool centred;                  /* norms are stored as w - 1 */
     bool packed;                   /* delta-nets have in_proj_qkvz and in_proj_ba */
     bool tiled;                    /* GGUF has value heads in another order */

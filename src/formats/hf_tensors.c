@@ -32,54 +32,53 @@ typedef enum heads {
 } heads;
 
 /* Which layers have it. */
-typedef enum where { ANYWHERE, ATTENTION, DELTA, DELTA_PACKED, DELTA_FLAT, DENSE, EXPERTS, SHARED } where;
+typedef enum where { ANYWHERE, ATTENTION, BIASES, HEAD_NORMS, DELTA, DELTA_PACKED, DELTA_FLAT, DENSE, EXPERTS, SHARED } where;
 
 typedef struct rule {
     const char *hf, *gguf; /* gguf NULL: the family's name; matrices without ".weight" */
     op op;
     where where;
     heads heads;
-    bool optional;
 } rule;
 
 static const rule rules[] = {
-    {"input_layernorm.weight", "attn_norm.weight", NORM, ANYWHERE, PLAIN, false},
-    {"self_attn.q_proj", "attn_q.weight", MATRIX, ATTENTION, PLAIN, false},
-    {"self_attn.k_proj", "attn_k.weight", MATRIX, ATTENTION, PLAIN, false},
-    {"self_attn.v_proj", "attn_v.weight", MATRIX, ATTENTION, PLAIN, false},
-    {"self_attn.q_proj.bias", "attn_q.bias", VECTOR, ATTENTION, PLAIN, true},
-    {"self_attn.k_proj.bias", "attn_k.bias", VECTOR, ATTENTION, PLAIN, true},
-    {"self_attn.v_proj.bias", "attn_v.bias", VECTOR, ATTENTION, PLAIN, true},
-    {"self_attn.q_norm.weight", "attn_q_norm.weight", NORM, ATTENTION, PLAIN, true},
-    {"self_attn.k_norm.weight", "attn_k_norm.weight", NORM, ATTENTION, PLAIN, true},
-    {"self_attn.o_proj", "attn_output.weight", MATRIX, ATTENTION, PLAIN, false},
-    {"linear_attn.in_proj_qkv", "attn_qkv.weight", MATRIX, DELTA_FLAT, QKV_ROWS, false},
-    {"linear_attn.in_proj_z", "attn_gate.weight", MATRIX, DELTA_FLAT, VALUE_ROWS, false},
-    {"linear_attn.in_proj_b", "ssm_beta.weight", MATRIX, DELTA_FLAT, HEAD_ROWS, false},
-    {"linear_attn.in_proj_a", "ssm_alpha.weight", MATRIX, DELTA_FLAT, HEAD_ROWS, false},
-    {"linear_attn.in_proj_ba", "ssm_ba.weight", MATRIX, DELTA_PACKED, PLAIN, false},
-    {"linear_attn.conv1d.weight", "ssm_conv1d.weight", CONV, DELTA, QKV_ROWS, false},
-    {"linear_attn.A_log", "ssm_a", DECAY, DELTA, HEAD_ROWS, false},
-    {"linear_attn.dt_bias", "ssm_dt.bias", VECTOR, DELTA, HEAD_ROWS, false},
-    {"linear_attn.norm.weight", "ssm_norm.weight", VECTOR, DELTA, PLAIN, false}, /* stored as it is, in every family */
-    {"linear_attn.out_proj", "ssm_out.weight", MATRIX, DELTA, VALUE_COLUMNS, false},
-    {"post_attention_layernorm.weight", NULL, NORM, ANYWHERE, PLAIN, false},
-    {"mlp.gate_proj", "ffn_gate.weight", MATRIX, DENSE, PLAIN, false},
-    {"mlp.up_proj", "ffn_up.weight", MATRIX, DENSE, PLAIN, false},
-    {"mlp.down_proj", "ffn_down.weight", MATRIX, DENSE, PLAIN, false},
-    {"mlp.gate", "ffn_gate_inp.weight", FLOATS, EXPERTS, PLAIN, false},
-    {"mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight", VECTOR, SHARED, PLAIN, false},
-    {"mlp.shared_expert.gate_proj", "ffn_gate_shexp.weight", MATRIX, SHARED, PLAIN, false},
-    {"mlp.shared_expert.up_proj", "ffn_up_shexp.weight", MATRIX, SHARED, PLAIN, false},
-    {"mlp.shared_expert.down_proj", "ffn_down_shexp.weight", MATRIX, SHARED, PLAIN, false},
+    {"input_layernorm.weight", "attn_norm.weight", NORM, ANYWHERE, PLAIN},
+    {"self_attn.q_proj", "attn_q.weight", MATRIX, ATTENTION, PLAIN},
+    {"self_attn.k_proj", "attn_k.weight", MATRIX, ATTENTION, PLAIN},
+    {"self_attn.v_proj", "attn_v.weight", MATRIX, ATTENTION, PLAIN},
+    {"self_attn.q_proj.bias", "attn_q.bias", VECTOR, BIASES, PLAIN},
+    {"self_attn.k_proj.bias", "attn_k.bias", VECTOR, BIASES, PLAIN},
+    {"self_attn.v_proj.bias", "attn_v.bias", VECTOR, BIASES, PLAIN},
+    {"self_attn.q_norm.weight", "attn_q_norm.weight", NORM, HEAD_NORMS, PLAIN},
+    {"self_attn.k_norm.weight", "attn_k_norm.weight", NORM, HEAD_NORMS, PLAIN},
+    {"self_attn.o_proj", "attn_output.weight", MATRIX, ATTENTION, PLAIN},
+    {"linear_attn.in_proj_qkv", "attn_qkv.weight", MATRIX, DELTA_FLAT, QKV_ROWS},
+    {"linear_attn.in_proj_z", "attn_gate.weight", MATRIX, DELTA_FLAT, VALUE_ROWS},
+    {"linear_attn.in_proj_b", "ssm_beta.weight", MATRIX, DELTA_FLAT, HEAD_ROWS},
+    {"linear_attn.in_proj_a", "ssm_alpha.weight", MATRIX, DELTA_FLAT, HEAD_ROWS},
+    {"linear_attn.in_proj_ba", "ssm_ba.weight", MATRIX, DELTA_PACKED, PLAIN},
+    {"linear_attn.conv1d.weight", "ssm_conv1d.weight", CONV, DELTA, QKV_ROWS},
+    {"linear_attn.A_log", "ssm_a", DECAY, DELTA, HEAD_ROWS},
+    {"linear_attn.dt_bias", "ssm_dt.bias", VECTOR, DELTA, HEAD_ROWS},
+    {"linear_attn.norm.weight", "ssm_norm.weight", VECTOR, DELTA, PLAIN}, /* stored as it is, in every family */
+    {"linear_attn.out_proj", "ssm_out.weight", MATRIX, DELTA, VALUE_COLUMNS},
+    {"post_attention_layernorm.weight", NULL, NORM, ANYWHERE, PLAIN},
+    {"mlp.gate_proj", "ffn_gate.weight", MATRIX, DENSE, PLAIN},
+    {"mlp.up_proj", "ffn_up.weight", MATRIX, DENSE, PLAIN},
+    {"mlp.down_proj", "ffn_down.weight", MATRIX, DENSE, PLAIN},
+    {"mlp.gate", "ffn_gate_inp.weight", FLOATS, EXPERTS, PLAIN},
+    {"mlp.shared_expert_gate.weight", "ffn_gate_inp_shexp.weight", VECTOR, SHARED, PLAIN},
+    {"mlp.shared_expert.gate_proj", "ffn_gate_shexp.weight", MATRIX, SHARED, PLAIN},
+    {"mlp.shared_expert.up_proj", "ffn_up_shexp.weight", MATRIX, SHARED, PLAIN},
+    {"mlp.shared_expert.down_proj", "ffn_down_shexp.weight", MATRIX, SHARED, PLAIN},
 };
 
 /* Of the block for multi-token prediction, beside its layer. */
 static const rule mtp_rules[] = {
-    {"fc", "nextn.eh_proj.weight", MATRIX, ANYWHERE, PLAIN, false},
-    {"pre_fc_norm_embedding.weight", "nextn.enorm.weight", NORM, ANYWHERE, PLAIN, false},
-    {"pre_fc_norm_hidden.weight", "nextn.hnorm.weight", NORM, ANYWHERE, PLAIN, false},
-    {"norm.weight", "nextn.shared_head_norm.weight", NORM, ANYWHERE, PLAIN, false},
+    {"fc", "nextn.eh_proj.weight", MATRIX, ANYWHERE, PLAIN},
+    {"pre_fc_norm_embedding.weight", "nextn.enorm.weight", NORM, ANYWHERE, PLAIN},
+    {"pre_fc_norm_hidden.weight", "nextn.hnorm.weight", NORM, ANYWHERE, PLAIN},
+    {"norm.weight", "nextn.shared_head_norm.weight", NORM, ANYWHERE, PLAIN},
 };
 
 typedef struct mapper {
@@ -246,7 +245,7 @@ static qw_status map_matrix(mapper *m, const rule *r, const char *name, const ch
     hf_matrix x;
     qw_status status = hf_matrix_find(m->hf, m->c, name, &x, m->err);
     if (status == QW_E_NOT_FOUND) {
-        if (!r->optional) qw_faults_add(&m->faults, "tensor '%s.weight' is missing", name);
+        qw_faults_add(&m->faults, "tensor '%s.weight' is missing", name);
         return QW_OK;
     }
     QW_TRY(status);
@@ -262,7 +261,7 @@ static qw_status map_small(mapper *m, const rule *r, const char *name, const cha
     float *v = NULL;
     const qw_st_tensor *t = hf_find(m->hf, name);
     if (t == NULL) {
-        if (!r->optional) qw_faults_add(&m->faults, "tensor '%s' is missing", name);
+        qw_faults_add(&m->faults, "tensor '%s' is missing", name);
         return QW_OK;
     }
     QW_TRY(hf_matrix_of(m->hf, t, &x, m->err));
@@ -447,6 +446,8 @@ static bool belongs(const mapper *m, const rule *r, const layer *l)
     switch (r->where) {
     case ANYWHERE: return true;
     case ATTENTION: return !l->recurrent;
+    case BIASES: return !l->recurrent && m->c->kind->qkv_bias; /* Qwen2, and */
+    case HEAD_NORMS: return !l->recurrent && !m->c->kind->qkv_bias; /* everything after it */
     case DELTA: return l->recurrent;
     case DELTA_PACKED: return l->recurrent && m->c->kind->packed;
     case DELTA_FLAT: return l->recurrent && !m->c->kind->packed;

@@ -90,8 +90,8 @@ qw_status qw_hub_list(const qw_hub *hub, bool catalog, qw_hub_model **out, size_
  * which names are near. *out is large: do not put many on a stack. */
 qw_status qw_hub_find(const qw_hub *hub, const char *name, qw_hub_model *out, qw_err *err) QW_MUST_CHECK;
 
-/* True when the text means a file rather than a name: it holds a '/', ends in .gguf or is a file that exists.
- */
+/* True when the text means a file rather than a name: it holds a '/', ends in .gguf, or is a file or a
+ * Hugging Face folder that exists. */
 bool qw_hub_is_path(const char *name_or_path);
 
 /* Path of the model file for a name or a path, with the program's own catalogue. */

@@ -151,11 +151,20 @@ static bool ends_in_gguf(const char *s)
     return n >= 5 && strcmp(s + n - 5, ".gguf") == 0;
 }
 
+/* A folder whose name could be a model's is one only with a configuration in it. */
+static bool has_config(const char *dir)
+{
+    char path[QW_HUB_PATH_MAX];
+    struct stat st;
+    return snprintf(path, sizeof path, "%s/config.json", dir) < (int)sizeof path && stat(path, &st) == 0;
+}
+
 bool qw_hub_is_path(const char *text)
 {
     struct stat st;
     if (strchr(text, '/') || ends_in_gguf(text)) return true;
-    return stat(text, &st) == 0 && S_ISREG(st.st_mode);
+    if (stat(text, &st) != 0) return false;
+    return S_ISREG(st.st_mode) || (S_ISDIR(st.st_mode) && has_config(text));
 }
 
 /* OWNER/REPO/FILE.gguf, FILE possibly in folders; every component from the small alphabet. */

@@ -48,6 +48,7 @@ qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
     sizes.k_max = max_size(sizes.k_max, max_size(wide, max_size(hp->hyper_rank, gram_floats(hp))));
     sizes.index_top = hp->index_top;
     if (net->mtp) sizes.k_max = max_size(sizes.k_max, 2 * (size_t)hp->hidden);
+    sizes.source_bytes = net->source_bytes;
     if (packed) memcpy(sizes.acts, net->acts, sizeof sizes.acts);
     return sizes;
 }
@@ -286,6 +287,6 @@ void qw_pass_logits(qw_pass *p, const uint32_t *rows, size_t n, float *out, size
 
 void qw_pass_scores(qw_pass *p, const uint32_t *rows, size_t n, float *out)
 {
-    QW_ASSERT(p->net->cls.data);
+    QW_ASSERT(qw_weight_exists(&p->net->cls));
     project(p, &p->net->cls, rows, n, out, 2);
 }

@@ -52,11 +52,14 @@ static shape_text shape_of(const qw_tensor *t)
     return text;
 }
 
-static qw_weight weight_of(const qw_tensor *t, size_t n, size_t rows, size_t k)
+static qw_weight weight_of(qw_binder *b, const qw_tensor *t, size_t n, size_t rows, size_t k)
 {
     size_t row_bytes = qw_type_row_bytes(t->type, k);
-    return (qw_weight){.name = t->name, .type = t->type, .rows = rows, .k = k, .n_stacked = n, .data = t->data,
-                       .row_bytes = row_bytes, .stack_bytes = rows * row_bytes};
+    qw_weight w = (qw_weight){.name = t->name, .type = t->type, .rows = rows, .k = k, .n_stacked = n, .data = t->data,
+                       .source = t->source, .row_bytes = row_bytes, .stack_bytes = rows * row_bytes};
+    size_t source_bytes = qw_weight_source_bytes(&w, 1);
+    if (source_bytes > b->net->source_bytes) b->net->source_bytes = source_bytes;
+    return w;
 }
 
 void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, qw_weight *out)
@@ -69,7 +72,7 @@ void qw_bind_matrix(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows
         qw_faults_add(&b->faults, "%s: want [%zu,%zu], file has %s", name, rows, k, shape_of(t).s);
         return;
     }
-    *out = weight_of(t, 1, rows, k);
+    *out = weight_of(b, t, 1, rows, k);
     b->net->n_params += (uint64_t)rows * k;
 }
 
@@ -82,7 +85,7 @@ void qw_bind_stack(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, si
         qw_faults_add(&b->faults, "%s: want [%zu,%zu,%zu], file has %s", name, n, rows, k, shape_of(t).s);
         return;
     }
-    *out = weight_of(t, n, rows, k);
+    *out = weight_of(b, t, n, rows, k);
     b->net->n_params += (uint64_t)n * rows * k;
 }
 
@@ -91,13 +94,14 @@ qw_weight qw_weight_rows(const qw_weight *w, size_t row0, size_t rows)
     qw_weight part = *w;
     part.rows = rows;
     if (part.data) part.data += row0 * w->row_bytes;
+    else part.source_row += row0;
     return part;
 }
 
 void qw_each_of(qw_weight *const *all, size_t n, qw_net_weight_fn *fn, void *ctx)
 {
     for (size_t i = 0; i < n; i++) {
-        if (all[i]->data) fn(ctx, all[i]);
+        if (qw_weight_exists(all[i])) fn(ctx, all[i]);
     }
 }
 
@@ -262,8 +266,8 @@ static void bind_mtp(qw_binder *b, qw_net *net)
         qw_bind_matrix(b, "blk.%u.nextn.embed_tokens.weight", il, hp->n_vocab, h, &m->own_embed);
     if (qw_bind_has(b, "blk.%u.nextn.shared_head_head.weight", il))
         qw_bind_matrix(b, "blk.%u.nextn.shared_head_head.weight", il, hp->n_vocab, h, &m->own_head);
-    m->embed = m->own_embed.data ? &m->own_embed : &net->embed;
-    m->head = m->own_head.data ? &m->own_head : &net->head;
+    m->embed = qw_weight_exists(&m->own_embed) ? &m->own_embed : &net->embed;
+    m->head = qw_weight_exists(&m->own_head) ? &m->own_head : &net->head;
     bind_blocks(b, net, il, false, &m->layer);
     m->layer.last = true;
     m->layer.kv_index = net->n_kv_layers;
@@ -326,7 +330,7 @@ static void bind_ple(qw_binder *b, qw_net *net)
     if (t && (t->n_dims != 2 || t->ne[0] != g->row || t->ne[1] < n_rows || t->ne[1] > INT32_MAX))
         qw_faults_add(&b->faults, "%s: want [%zu or more,%u], file has %s", name, n_rows, g->row, shape_of(t).s);
     else if (t)
-        net->ngram_table = weight_of(t, 1, (size_t)t->ne[1], g->row);
+        net->ngram_table = weight_of(b, t, 1, (size_t)t->ne[1], g->row);
     net->n_params += net->ngram_table.rows * g->row;
     qw_bind_matrix(b, "blk.%u.ple_key.weight", il, wide, embedding, &p->key);
     qw_bind_matrix(b, "blk.%u.ple_value.weight", il, hp->hidden, embedding, &p->value);
@@ -437,5 +441,5 @@ void qw_net_each_mtp_weight(qw_net *net, qw_net_weight_fn *fn, void *ctx)
     if (!net->mtp) return;
     each_of_layer(&net->mtp->layer, fn, ctx);
     fn(ctx, &net->mtp->join);
-    if (net->mtp->own_head.data) fn(ctx, &net->mtp->own_head);
+    if (qw_weight_exists(&net->mtp->own_head)) fn(ctx, &net->mtp->own_head);
 }

@@ -158,13 +158,14 @@ typedef struct qw_net {
     qw_weight ngram_table;     /* [rows, ngram.row], read by row */
     qw_ple ple;                /* of the layer that has it */
     qw_mtp *mtp;               /* owns; NULL: none */
-    qw_weight cls;             /* [2, hidden]: scores yes and no of a reranker; without data: none */
+    qw_weight cls;             /* [2, hidden]: scores yes and no of a reranker, where it exists */
     float **vectors;           /* owns the float copies of all one-dimensional tensors */
     size_t n_vectors;
     uint64_t n_params;
     uint32_t n_kv_layers;      /* layers with keys and values, without the one for multi-token prediction */
     size_t recurrent_bytes;    /* of a sequence's recurrent state: all delta-nets */
     bool acts[QW_ACT_COUNT];   /* what its matrices, packed, want their input as */
+    size_t source_bytes;       /* the most that reading one row of a weight through its source takes */
     const char *quantization;  /* the type that most weight bytes have */
 } qw_net;
 

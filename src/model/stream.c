@@ -30,7 +30,7 @@ static void mix_streams(qw_pass *p, const qw_connection *c, size_t n_rows, float
     const qw_backend_ops *ops = p->be->ops;
     size_t h = p->net->hp.hidden, rank = p->net->hp.hyper_rank, ld = width(p);
     uint32_t n_streams = p->net->hp.n_streams;
-    bool inject = c->inject.data != NULL;
+    bool inject = qw_weight_exists(&c->inject);
     const qw_linear products[] = {{.w = &c->down, .out = p->low, .ld = rank},
                                   {.w = &c->inject, .out = p->inject, .ld = n_streams}};
     qw_linear up = {.w = &c->up, .out = p->mix, .ld = ld};

@@ -2,8 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "base/mem.h"
 #include "model/weights_private.h"
@@ -28,6 +26,8 @@ static void add_entry(void *ctx, qw_weight *w)
     t->n_groups += n_groups;
     if (group_bytes > t->group_bytes_max) t->group_bytes_max = group_bytes;
     t->bytes += (uint64_t)n_groups * group_bytes;
+    size_t source_bytes = (qw_weight_source_bytes(w, QW_GROUP_ROWS) + 63) / 64 * 64;
+    if (source_bytes > t->source_bytes) t->source_bytes = source_bytes;
 }
 
 static void each_packed(qw_net *net, pack_table *t)
@@ -47,6 +47,12 @@ static qw_status make_table(qw_net *net, pack_table *t, qw_err *err)
     return QW_OK;
 }
 
+static void free_table(pack_table *t)
+{
+    free(t->entries);
+    qw_free_aligned(t->scratch, t->scratch_bytes);
+}
+
 uint64_t qw_weights_packed_bytes(qw_net *net)
 {
     pack_table t = {0};
@@ -64,8 +70,8 @@ typedef struct fill_args {
 /* Items are groups, in the order of all entries one after the other. */
 static void fill_groups(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     const fill_args *a = ctx;
+    uint8_t *buffer = a->table->scratch + (size_t)thread * a->table->source_bytes;
     size_t from = a->first + (size_t)begin, to = a->first + (size_t)end, first = 0;
     for (size_t i = 0; i < a->table->n && first < to; first += a->table->entries[i++].n_groups) {
         const pack_entry *e = &a->table->entries[i];
@@ -73,7 +79,7 @@ static void fill_groups(void *ctx, int64_t begin, int64_t end, int thread)
         for (size_t g = from > first ? from - first : 0; g < e->n_groups && first + g < to; g++) {
             size_t matrix = g / qw_weight_groups(w), row = g % qw_weight_groups(w) * QW_GROUP_ROWS;
             size_t n_rows = w->rows - row < QW_GROUP_ROWS ? w->rows - row : QW_GROUP_ROWS;
-            qw_pack_group(e->pack, qw_weight_row(w, matrix, row), w->row_bytes, n_rows, w->k,
+            qw_pack_group(e->pack, qw_weight_read(w, matrix, row, n_rows, buffer), w->row_bytes, n_rows, w->k,
                           a->out + (e->offset + g * e->group_bytes - a->from));
         }
     }
@@ -101,18 +107,19 @@ static const uint8_t *data_of_group(const qw_weight *w, size_t g)
 }
 
 /* The rows of groups [from, to) have been read and are not needed again: without this the whole model file would stay
- * in our memory beside its packed copy. A hint; a page that is wanted after all comes back from the file. */
+ * in our memory beside its packed copy. A hint; a page that is wanted after all comes back from the file. What rows that
+ * are made were made of is not known here: then the whole file's pages are dropped. */
 static void drop_rows(const pack_table *t, size_t from, size_t to)
 {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
     size_t first = 0;
     for (size_t i = 0; i < t->n && first < to; first += t->entries[i++].n_groups) {
         const pack_entry *e = &t->entries[i];
-        if (from >= first + e->n_groups) continue;
-        uintptr_t begin = (uintptr_t)data_of_group(e->weight, from > first ? from - first : 0) & ~(page - 1);
-        uintptr_t end = (uintptr_t)data_of_group(e->weight, to - first < e->n_groups ? to - first : e->n_groups);
-        madvise((void *)begin, end - begin, MADV_DONTNEED);
+        if (from >= first + e->n_groups || !e->weight->data) continue;
+        const uint8_t *begin = data_of_group(e->weight, from > first ? from - first : 0);
+        const uint8_t *end = data_of_group(e->weight, to - first < e->n_groups ? to - first : e->n_groups);
+        qw_gguf_drop_pages(t->file, begin, (size_t)(end - begin));
     }
+    if (t->source_bytes > 0) qw_gguf_drop_pages(t->file, NULL, 0);
 }
 
 void qw_pack_table_fill(const pack_table *t, uint64_t from, uint64_t to, uint8_t *out, qw_pool *pool)
@@ -164,6 +171,9 @@ qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, q
     *out = NULL;
     QW_TRY_GOTO(qw_alloc(&w, 1, sizeof *w, "weights", err));
     QW_TRY_GOTO(make_table(net, &table, err));
+    table.file = net->file;
+    table.scratch_bytes = table.source_bytes * (size_t)qw_pool_threads(pool);
+    QW_TRY_GOTO(qw_alloc_aligned(&table.scratch, table.scratch_bytes, "rows of weights", err));
     w->bytes = table.bytes;
     if (cache_dir && map_side_file(w, &table, net, cache_dir, pool, &region, &why) != QW_OK) {
         snprintf(w->note, sizeof w->note, "packed weights are kept in memory: %s", why.text);
@@ -174,11 +184,11 @@ qw_status qw_weights_create(qw_net *net, const char *cache_dir, qw_pool *pool, q
         region = w->memory;
     }
     use_region(&table, region);
-    free(table.entries);
+    free_table(&table);
     *out = w;
     return QW_OK;
 fail:
-    free(table.entries);
+    free_table(&table);
     qw_weights_destroy(w);
     return status;
 }

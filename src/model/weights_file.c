@@ -293,7 +293,7 @@ static qw_status publish(new_file *f, const char *path, const pack_table *t, con
 static void set_source(file_header *h, const qw_gguf *file)
 {
     qw_map *map;
-    char *real = realpath(qw_gguf_path(file), NULL);
+    char *real = realpath(qw_gguf_first_file(file), NULL);
     if (real && strlen(real) < sizeof h->source_path && qw_map_open(real, &map, NULL) == QW_OK) {
         memcpy(h->source_path, real, strlen(real) + 1);
         qw_map_identity(map, h->source);

@@ -19,6 +19,10 @@ typedef struct pack_table {
     size_t n_groups;     /* of all entries */
     size_t group_bytes_max;
     uint64_t bytes;
+    const qw_gguf *file;  /* borrows */
+    size_t source_bytes;  /* the most that reading a group's rows through a source takes; 0: all lie in the file */
+    uint8_t *scratch;     /* [threads][source_bytes], owns */
+    size_t scratch_bytes;
 } pack_table;
 
 /* Packing goes by pieces of the region, so that it never holds more of the model file in memory than one of them. */

@@ -335,7 +335,7 @@ int qw_cmd_bench(int argc, char **argv)
         rc = qw_cli_usage("bench", "-p 0 and -n 0 leave nothing to measure");
         goto done;
     }
-    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
+    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact, .quantize = model.quantize,
                             .no_pack_cache = model.no_pack_cache};
     wanted.n_runs = (size_t)n_runs;
     status = bench_run(&o, &l, &wanted, &err);

@@ -187,7 +187,7 @@ int qw_cmd_eval(int argc, char **argv)
     if ((rc = qw_cli_resolve(&model, path, sizeof path)) != 0) return rc;
     int64_t window = model.context ? model.context : 512;
     if (window < 4) return qw_cli_usage("eval", "-c %lld is too short a window", (long long)window);
-    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
+    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact, .quantize = model.quantize,
                             .no_pack_cache = model.no_pack_cache, .mtp = wanted.n_drafts > 0, .n_seqs = 1,
                             .seq_tokens_max = (uint32_t)window};
     return evaluate(&o, &wanted, &err) == QW_OK ? qw_cli_finish() : qw_cli_error(&err);

@@ -200,7 +200,7 @@ int qw_cmd_logits(int argc, char **argv)
                          (long long)model.context);
         goto fail;
     }
-    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact,
+    qw_compute_options o = {.path = path, .n_threads = (int)model.n_threads, .exact = model.exact, .quantize = model.quantize,
                             .no_pack_cache = model.no_pack_cache, .mtp = mtp, .n_seqs = 1,
                             .seq_tokens_max = (uint32_t)n};
     QW_TRY_GOTO(write_logits(&o, ids, n, output, &err));

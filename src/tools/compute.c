@@ -15,9 +15,11 @@ qw_status qw_compute_open(const qw_compute_options *o, qw_compute *c, qw_err *er
 {
     qw_runtime_options ro = {.n_threads = o->n_threads, .exact = o->exact, .mtp = o->mtp, .n_rows_max = QW_COMPUTE_ROWS,
                              .n_seqs = o->n_seqs, .seq_tokens_max = o->seq_tokens_max};
+    qw_gguf_options container;
     qw_status status;
     *c = (qw_compute){0};
-    QW_TRY_GOTO(qw_gguf_open(o->path, &c->file, err));
+    QW_TRY_GOTO(qw_gguf_options_parse(o->quantize, &container, err));
+    QW_TRY_GOTO(qw_gguf_open_as(o->path, &container, &c->file, err));
     QW_TRY_GOTO(qw_net_open(c->file, &c->net, err));
     if (o->mtp && !c->net->mtp) {
         status = qw_fail(err, QW_E_UNSUPPORTED, "%s: the model has no layer for multi-token prediction", o->path);

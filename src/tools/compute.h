@@ -20,6 +20,7 @@ typedef struct qw_compute {
 
 typedef struct qw_compute_options {
     const char *path;
+    const char *quantize;      /* as in qw_model_options */
     int n_threads;             /* 0: the cores this process may use */
     bool exact, no_pack_cache;
     bool mtp;                  /* with multi-token prediction; QW_E_UNSUPPORTED where the model has none */

@@ -89,7 +89,7 @@ qw_status qw_pooled_rerank(qw_pooled *p, const char *instruction, qw_text query,
     double yes, no;
     qw_text instruct = {instruction, instruction ? strlen(instruction) : 0};
     qw_rendered prompt;
-    bool cls = p->c.net->cls.data != NULL;
+    bool cls = qw_weight_exists(&p->c.net->cls);
     if (!cls && (p->yes < 0 || p->no < 0))
         return qw_fail(err, QW_E_UNSUPPORTED, "%s: no tokens \"yes\" and \"no\" to rank with", qw_gguf_path(p->c.file));
     QW_TRY(qw_rerank_render(query, document, instruct, &prompt, err));

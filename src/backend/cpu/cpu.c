@@ -40,9 +40,14 @@ static size_t chosen_bytes(const qw_cpu_sizes *s)
     return s->n_rows_max * s->index_top * sizeof(uint32_t);
 }
 
+static size_t made_bytes(const qw_cpu_sizes *s)
+{
+    return round_up(s->source_bytes, 64);
+}
+
 size_t qw_cpu_scratch_bytes(const qw_cpu_sizes *sizes, int n_threads)
 {
-    size_t bytes = thread_scratch_bytes(sizes) * (size_t)n_threads;
+    size_t bytes = (thread_scratch_bytes(sizes) + made_bytes(sizes)) * (size_t)n_threads;
     for (int a = 0; a < QW_ACT_COUNT; a++) bytes += 2 * act_buffer_bytes(sizes, (qw_act)a);
     bytes += own_tile_bytes(sizes) * (size_t)n_threads + chosen_bytes(sizes);
     return bytes + qw_cpu_moe_divide(sizes, &(qw_cpu_moe){0});
@@ -51,6 +56,7 @@ size_t qw_cpu_scratch_bytes(const qw_cpu_sizes *sizes, int n_threads)
 /* ---- elementwise ------------------------------------------------------------------------------ */
 
 typedef struct row_args {
+    const qw_cpu *cpu;
     const qw_kernels *kernels;
     float *x;
     const float *y, *w, *cos, *sin;
@@ -65,6 +71,7 @@ typedef struct row_args {
 
 static void run_rows(qw_cpu *cpu, size_t n_rows, qw_pool_fn *fn, row_args *args)
 {
+    args->cpu = cpu;
     args->kernels = cpu->kernels;
     if (n_rows < QW_CPU_INLINE_ROWS) {
         fn(args, 0, (int64_t)n_rows, 0);
@@ -75,10 +82,9 @@ static void run_rows(qw_cpu *cpu, size_t n_rows, qw_pool_fn *fn, row_args *args)
 
 static void embed_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     row_args *a = ctx;
     for (int64_t r = begin; r < end; r++) {
-        const uint8_t *src = a->weight->data + (size_t)a->tokens[r] * a->weight->row_bytes;
+        const uint8_t *src = qw_cpu_row(a->cpu, a->weight, 0, (size_t)a->tokens[r], thread);
         a->kernels->dequantize_row(a->weight->type, src, a->out + (size_t)r * a->ld, a->weight->k);
     }
 }
@@ -173,6 +179,7 @@ static void cpu_destroy(qw_backend *be)
     qw_free_aligned(cpu->chosen, chosen_bytes(&cpu->sizes));
     qw_free_aligned(cpu->own_tiles, cpu->own_tile_bytes * (size_t)cpu->n_threads);
     qw_free_aligned(cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads);
+    qw_free_aligned(cpu->made, cpu->made_bytes * (size_t)cpu->n_threads);
     free(cpu);
 }
 
@@ -218,6 +225,8 @@ qw_status qw_cpu_create(qw_pool *pool, qw_isa isa, const qw_cpu_sizes *sizes, qw
     }
     QW_TRY_GOTO(
         qw_alloc_aligned(&cpu->scratch, cpu->thread_bytes * (size_t)cpu->n_threads, "thread scratch", err));
+    cpu->made_bytes = made_bytes(sizes);
+    QW_TRY_GOTO(qw_alloc_aligned(&cpu->made, cpu->made_bytes * (size_t)cpu->n_threads, "thread scratch", err));
     cpu->own_tile_bytes = own_tile_bytes(sizes);
     if (sizes->index_top) {
         QW_TRY_GOTO(qw_alloc_aligned(&cpu->chosen, chosen_bytes(sizes), "chosen blocks", err));

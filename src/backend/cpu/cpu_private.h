@@ -44,12 +44,20 @@ typedef struct qw_cpu {
     size_t own_tile_bytes;
     uint8_t *scratch;           /* [n_threads][thread_bytes] */
     size_t thread_bytes;
+    uint8_t *made;              /* [n_threads][made_bytes]: a row that is made, and its scratch */
+    size_t made_bytes;
 } qw_cpu;
 
 /* Scratch of one thread, thread_bytes long. */
 static inline float *qw_cpu_scratch(const qw_cpu *cpu, int thread)
 {
     return (float *)(void *)(cpu->scratch + (size_t)thread * cpu->thread_bytes);
+}
+
+/* A row of a weight that is not packed; valid until the same thread asks for another. */
+static inline const uint8_t *qw_cpu_row(const qw_cpu *cpu, const qw_weight *w, size_t stacked, size_t row, int thread)
+{
+    return qw_weight_read(w, stacked, row, 1, cpu->made + (size_t)thread * cpu->made_bytes);
 }
 
 /* Bytes of scratch that products, attention and experts want for one thread. */

@@ -181,7 +181,7 @@ static void float_piece(const linear_run *a, const qw_linear *p, piece at, int t
     size_t end = min_size(w->rows, at.g1 * QW_GROUP_ROWS);
     for (size_t i = at.g0 * QW_GROUP_ROWS; i < end; i++) {
         float sums[BLOCK_COLUMNS];
-        a->cpu->kernels->dequantize_row(w->type, w->data + i * w->row_bytes, row, w->k);
+        a->cpu->kernels->dequantize_row(w->type, qw_cpu_row(a->cpu, w, 0, i, thread), row, w->k);
         for (size_t r = at.r0, r1; r < at.r1; r = r1) {
             r1 = min_size(at.r1, r + BLOCK_COLUMNS);
             a->cpu->kernels->dot_f32(row, w->k, a->x + r * a->ld_x, a->ld_x, r1 - r, sums, 1);

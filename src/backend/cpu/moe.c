@@ -207,10 +207,10 @@ static void packed_block(const moe_run *a, const qw_weight *w, chunk c, uint8_t 
 
 /* The same in float: column i is row row_of[i] of x, or row i when row_of is NULL. */
 static void float_block(const moe_run *a, const qw_weight *w, chunk c, const float *x, size_t ld_x, const uint32_t *row_of,
-                        size_t i0, size_t i1, float *row, float *out)
+                        size_t i0, size_t i1, int thread, float *row, float *out)
 {
     for (size_t j = 0; j < c.n; j++) {
-        a->cpu->kernels->dequantize_row(w->type, qw_weight_row(w, c.expert, c.row0 + j), row, w->k);
+        a->cpu->kernels->dequantize_row(w->type, qw_cpu_row(a->cpu, w, c.expert, c.row0 + j, thread), row, w->k);
         for (size_t i = i0; i < i1; i++) {
             const float *column = x + (row_of ? row_of[i] : i) * ld_x;
             a->cpu->kernels->dot_f32(row, w->k, column, 0, 1, &out[(i - i0) * CHUNK_ROWS + j], 1);
@@ -231,8 +231,8 @@ static void gate_items(void *ctx, int64_t begin, int64_t end, int thread)
                 packed_block(a, a->w->gate, c, m->in, i0, i1, gate);
                 packed_block(a, a->w->up, c, m->in, i0, i1, up);
             } else {
-                float_block(a, a->w->gate, c, a->n, a->ld_n, m->row, i0, i1, row, gate);
-                float_block(a, a->w->up, c, a->n, a->ld_n, m->row, i0, i1, row, up);
+                float_block(a, a->w->gate, c, a->n, a->ld_n, m->row, i0, i1, thread, row, gate);
+                float_block(a, a->w->up, c, a->n, a->ld_n, m->row, i0, i1, thread, row, up);
             }
             for (size_t i = i0; i < i1; i++) {
                 size_t at = (i - i0) * CHUNK_ROWS;
@@ -254,7 +254,7 @@ static void down_items(void *ctx, int64_t begin, int64_t end, int thread)
             if (a->packed)
                 packed_block(a, a->stack, c, m->act_mid, i0, i1, part);
             else
-                float_block(a, a->stack, c, m->mid, a->stack->k, NULL, i0, i1, row, part);
+                float_block(a, a->stack, c, m->mid, a->stack->k, NULL, i0, i1, thread, row, part);
             for (size_t i = i0; i < i1; i++)
                 memcpy(m->y + i * a->stack->rows + c.row0, part + (i - i0) * CHUNK_ROWS, c.n * sizeof *part);
         }

@@ -321,7 +321,7 @@ def check_c_example(block, qw, report):
         source, program = os.path.join(folder, "example.c"), os.path.join(folder, "example")
         with open(source, "w", encoding="utf-8") as file:
             file.write(block.text)
-        libs = Helps.output("pkg-config", "--libs", "libutf8proc", "libcrypto").split()
+        libs = Helps.output("pkg-config", "--libs", "libutf8proc", "libcrypto", "jansson").split()
         made = subprocess.run(["cc", "-std=c17", "-Wall", "-Wextra", "-Werror", "-Iinclude", source, library, *libs, "-lpthread", "-lm",
                                "-o", program], cwd=ROOT, capture_output=True, text=True)
         if report(None if made.returncode == 0 else f"{block.where}: the example does not compile: {made.stderr[:600]}"):

@@ -62,6 +62,7 @@ def suites(b, python, model, isa):
     rows += [
         ("layers and docs", [python, "tests/docs.py", "--qw", f"{b}/qw"], False),
         ("blocks parity", [python, "tests/parity/blocks.py", "--tool", f"{b}/tests/blocks_tool"], True),
+        ("folders parity", [python, "tests/parity/folders.py", "--qw", qw], True),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
         ("command", [python, "tests/cli/cli.py", "--qw", qw, "--model", TINY], True),

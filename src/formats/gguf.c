@@ -205,30 +205,38 @@ static bool ends_in(const char *s, const char *end)
 
 /* Matrices of floats, except those that choose experts or are taps of a convolution: they are small, and other programs want
  * them as floats. */
-static bool is_quantizable(const qw_tensor *t, qw_type type)
+static bool is_quantizable(const qw_tensor *t)
 {
     bool floats = t->type == QW_TYPE_F32 || t->type == QW_TYPE_F16 || t->type == QW_TYPE_BF16;
-    return floats && t->n_dims >= 2 && t->ne[0] % qw_type_get(type)->block_n == 0 && ends_in(t->name, ".weight") &&
-           !ends_in(t->name, ".ffn_gate_inp.weight") && !ends_in(t->name, ".ffn_gate_inp_shexp.weight") &&
-           !ends_in(t->name, "conv1d.weight");
+    return floats && t->n_dims >= 2 && ends_in(t->name, ".weight") && !ends_in(t->name, ".ffn_gate_inp.weight") &&
+           !ends_in(t->name, ".ffn_gate_inp_shexp.weight") && !ends_in(t->name, "conv1d.weight");
+}
+
+/* The type that was asked for, or Q8_0 where its blocks do not fit the rows, or what the tensor has. */
+static qw_type type_for(const qw_tensor *t, qw_type wanted)
+{
+    if (!is_quantizable(t)) return t->type;
+    if (t->ne[0] % qw_type_get(wanted)->block_n == 0) return wanted;
+    return t->ne[0] % qw_type_get(QW_TYPE_Q8_0)->block_n == 0 ? QW_TYPE_Q8_0 : t->type;
 }
 
 qw_status qw_gguf_options_parse(const char *quantize, qw_gguf_options *out, qw_err *err)
 {
     *out = (qw_gguf_options){.quantize = quantize != NULL};
     if (quantize == NULL || qw_type_parse(quantize, &out->type)) return QW_OK;
-    return qw_fail(err, QW_E_ARG, "\"%.40s\" is no type of weights; there are q4_0, q4_k, q5_k, q6_k, q8_0, bf16, f16 and others",
+    return qw_fail(err, QW_E_ARG, "\"%.40s\" is no type of weights; there are q4_0, q4_k, q5_k, q6_k, q8_0, bf16 and others",
                    quantize);
 }
 
 static qw_status quantize_now(qw_gguf *g, qw_err *err)
 {
-    qw_type type = g->options.type;
     QW_TRY(qw_alloc(&g->converted, g->n_tensors, sizeof *g->converted, "the list of tensors", err));
     for (size_t i = 0; i < g->n_tensors; i++) {
         qw_tensor *t = &g->tensors[i];
-        if (!is_quantizable(t, type)) continue;
-        qw_rows_as_init(&g->converted[i], &(qw_rows_in){.type = t->type, .k = t->ne[0], .data = t->data, .make = t->source}, type);
+        qw_type type = type_for(t, g->options.type);
+        qw_rows_in in = {.type = t->type, .k = t->ne[0], .data = t->data, .make = t->source};
+        if (type == t->type) continue;
+        qw_rows_as_init(&g->converted[i], &in, type);
         t->type = type;
         t->data = NULL;
         t->source = &g->converted[i].base;

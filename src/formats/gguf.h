@@ -52,7 +52,8 @@ static inline size_t qw_tensor_scratch(const qw_tensor *t)
 void qw_tensor_read(const qw_tensor *t, uint64_t row0, size_t n, uint8_t *out, uint8_t *scratch);
 
 typedef struct qw_gguf_options {
-    bool quantize; /* matrices that are stored as floats become `type`; small ones and routers stay as they are */
+    bool quantize; /* matrices that are stored as floats become `type`, or Q8_0 where its blocks do not fit their rows; small
+                      ones and routers stay as they are */
     qw_type type;
 } qw_gguf_options;
 

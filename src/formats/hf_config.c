@@ -78,7 +78,8 @@ static qw_status read_attention_factor(qw_json p, hf_rope *r, qw_err *err)
     QW_TRY(qw_json_f64(p, "attention_factor", 0.0, &r->attention_factor, err));
     QW_TRY(qw_json_f64(p, "mscale", 0.0, &m, err));
     QW_TRY(qw_json_f64(p, "mscale_all_dim", 0.0, &all, err));
-    if (r->attention_factor == 0.0 && m != 0.0 && all != 0.0) r->attention_factor = mscale(r->factor, m) / mscale(r->factor, all);
+    if (r->attention_factor == 0.0 && m != 0.0 && all != 0.0)
+        r->attention_factor = mscale(r->factor, m) / mscale(r->factor, all);
     if (r->attention_factor >= 0.0) return QW_OK;
     return qw_fail(err, QW_E_FORMAT, "%s: attention_factor is %g, want more than 0", p.path, r->attention_factor);
 }

@@ -241,7 +241,8 @@ static bool is_symmetric(const int4 *m)
 qw_status hf_matrix_gptq(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err)
 {
     int4 *m;
-    if (!qw_st_is(p->weight, "I32") || p->weight->n_dims != 2) return bad_shape(hf, p->weight, "I32 [inputs / 8, outputs]", err);
+    if (!qw_st_is(p->weight, "I32") || p->weight->n_dims != 2)
+        return bad_shape(hf, p->weight, "I32 [inputs / 8, outputs]", err);
     QW_TRY(new_int4(hf, q, p, p->weight->shape[0] * NIBBLES, p->weight->shape[1], &m, err));
     QW_TRY(read_g_idx(hf, m, p->g_idx, err));
     bool q4_0 = m->scale_type == QW_TYPE_F16 && m->group % 32 == 0 && m->g_idx == NULL && is_symmetric(m);
@@ -253,7 +254,8 @@ qw_status hf_matrix_gptq(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, 
 qw_status hf_matrix_awq(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err)
 {
     int4 *m;
-    if (!qw_st_is(p->weight, "I32") || p->weight->n_dims != 2) return bad_shape(hf, p->weight, "I32 [inputs, outputs / 8]", err);
+    if (!qw_st_is(p->weight, "I32") || p->weight->n_dims != 2)
+        return bad_shape(hf, p->weight, "I32 [inputs, outputs / 8]", err);
     QW_TRY(new_int4(hf, q, p, p->weight->shape[0], p->weight->shape[1] * NIBBLES, &m, err));
     m->base.make = make_awq;
     *out = (hf_matrix){.in = {.type = QW_TYPE_F32, .k = m->k, .make = &m->base}, .rows = m->n};
@@ -293,6 +295,7 @@ qw_status hf_matrix_find(qw_hf *hf, const hf_config *c, const char *base, hf_mat
     if (p.zeros == NULL || p.scales == NULL) return missing_part(hf, &p, p.zeros ? "scales" : "qzeros", err);
     if (c->quant.method == HF_QUANT_GPTQ) return hf_matrix_gptq(hf, &c->quant, &p, out, err);
     if (c->quant.method == HF_QUANT_AWQ) return hf_matrix_awq(hf, &c->quant, &p, out, err);
-    return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' is quantised, but config.json has no quantization_config of gptq or awq",
+    return qw_fail(err, QW_E_FORMAT,
+                   "%s: tensor '%s' is quantised, but config.json has no quantization_config of gptq or awq",
                    hf_path_of(hf, p.weight), p.weight->name);
 }

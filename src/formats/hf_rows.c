@@ -157,7 +157,8 @@ qw_status hf_matrix_columns(qw_hf *hf, const hf_matrix *m, const uint64_t *from,
     QW_TRY(hf_alloc(hf, &kept, n_blocks, sizeof *kept, err));
     memcpy(kept, from, n_blocks * sizeof *kept);
     *c = (columns){.base = {.make = make_columns}, .in = *m, .from = kept, .n_blocks = n_blocks,
-                   .block_bytes = qw_type_row_bytes(m->in.type, block_k), .input_bytes = round64(QW_ROWS_AT_ONCE * row_bytes(m))};
+                   .block_bytes = qw_type_row_bytes(m->in.type, block_k),
+                   .input_bytes = round64(QW_ROWS_AT_ONCE * row_bytes(m))};
     c->base.scratch_bytes = c->input_bytes + qw_rows_in_scratch(&m->in);
     *out = (hf_matrix){.in = {.type = m->in.type, .k = m->in.k, .make = &c->base}, .rows = m->rows};
     return QW_OK;

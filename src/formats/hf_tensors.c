@@ -543,8 +543,8 @@ static qw_status check_all_used(qw_hf *hf, const hf_config *c, qw_err *err)
     }
     if (vision) QW_TRY(qw_buf_add_str(&hf->note, "the image part is left out\n", err));
     if (n == 0) return QW_OK;
-    return qw_fail(err, QW_E_FORMAT, "%s: tensor '%.200s'%s not part of the %s architecture", hf_path_of(hf, first), first->name,
-                   n > 1 ? " and others are" : " is", c->kind->arch);
+    return qw_fail(err, QW_E_FORMAT, "%s: tensor '%.200s'%s not part of the %s architecture", hf_path_of(hf, first),
+                   first->name, n > 1 ? " and others are" : " is", c->kind->arch);
 }
 
 qw_status hf_tensors_map(qw_hf *hf, const hf_config *c, size_t n_mtp, qw_err *err)

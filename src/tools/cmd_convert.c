@@ -73,8 +73,9 @@ static qw_status make_header(const qw_gguf *view, qw_gguf_writer *w, qw_err *err
 {
     for (size_t i = 0; i < qw_gguf_n_kv(view); i++) {
         qw_text key = qw_gguf_kv_key(view, i);
-        bool own = (key.n == 17 && memcmp(key.s, "general.alignment", 17) == 0) || (key.n > 6 && memcmp(key.s, "split.", 6) == 0);
-        if (!own) QW_TRY(qw_gguf_put_copy(w, view, i, err));
+        bool alignment = key.n == 17 && memcmp(key.s, "general.alignment", 17) == 0;
+        bool split = key.n > 6 && memcmp(key.s, "split.", 6) == 0;
+        if (!alignment && !split) QW_TRY(qw_gguf_put_copy(w, view, i, err));
     }
     for (size_t i = 0; i < qw_gguf_n_tensors(view); i++) {
         const qw_tensor *t = qw_gguf_tensor(view, i);
@@ -143,8 +144,8 @@ int qw_cmd_convert(int argc, char **argv)
         .n_opts = QW_CLI_COUNT(opts),
         .n_args_min = 2,
         .n_args_max = 2,
-        .details = "Numbers stay what they are: FP8, GPTQ and AWQ weights are written as F32 or, where that says the same, as Q4_0.\n"
-                   "The file appears when it is whole. An interrupted conversion leaves nothing.\n",
+        .details = "Numbers stay what they are: FP8, GPTQ and AWQ weights are written as F32 or, where that says the same,\n"
+                   "as Q4_0. The file appears when it is whole. An interrupted conversion leaves nothing.\n",
         .examples = "qw convert ./Qwen3-0.6B qwen3-0.6b.gguf\nqw convert --quant q8_0 ./Qwen3.5-4B-FP8 qwen3.5-4b-q8_0.gguf\n",
     };
     qw_err err;

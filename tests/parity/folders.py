@@ -635,7 +635,8 @@ class Suite:
         path, plain, out = (f"{self.work}/{name}{x}" for x in ("", ".gguf", f".{kind}.gguf"))
         self.run("convert", "--quant", kind, path, out)
         real = read_gguf(out)[1] if os.path.exists(out) else {}
-        changed = sum(t.name.lower() == kind for t, _ in real.values())
+        want = "q8_0" if kind.endswith("k") else kind  # these rows are shorter than a block of 256
+        changed = sum(t.name.lower() == want for t, _ in real.values())
         self.report(None if changed > 10 else f"{name}: only {changed} tensors became {kind}")
         for model in (path, plain):
             self.same_logits(name, f"with --quant {kind}", self.logits(model, "--quant", kind), self.logits(out))
@@ -701,7 +702,7 @@ def main():
         for name, folder, rules in cases(np.random.default_rng(args.seed)):
             tensors = suite.check(name, folder)
             suite.check_broken(name, folder, tensors, rules)
-        for name, kind in (("qwen3", "q8_0"), ("qwen35-3", "q8_0"), ("qwen35moe", "q4_0"), ("qwen3-fp8", "q5_0")):
+        for name, kind in (("qwen3", "q8_0"), ("qwen35-3", "q8_0"), ("qwen35moe", "q4_0"), ("qwen3-fp8", "q4_k")):
             suite.check_quantised(name, kind)
     print(f"{suite.passed} passed, {suite.failed} failed")
     sys.exit(1 if suite.failed else 0)

@@ -97,6 +97,7 @@ def main():
 
     base = os.path.join(ROOT, "build", "venv")
     os.makedirs(base, exist_ok=True)
+    base = os.path.realpath(base)  # several checkouts may link to one set of environments
     folder = os.path.join(base, name)
     python = os.path.join(folder, "bin", "python")
     stamp_path = os.path.join(folder, "stamp.json")

@@ -106,6 +106,7 @@ parity: all
 fixtures: all
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 tests/parity/make_fixtures.py --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json,sys; print(json.load(sys.stdin)["path"])')"
+	@python3 tests/parity/make_families.py
 
 ## perplexity: of a text, beside llama.cpp's on the same file (compiles llama.cpp first, many minutes)
 perplexity: all

@@ -33,10 +33,13 @@ def levels(b):
 
 def at_level(b, python, level):
     """Suites that compare bits, at a level below this machine's."""
-    logits = ["tests/parity/logits_small.py", "--qw", f"{b}/tests/qw-isa"]
+    def parity(script):
+        return ["env", f"QW_TEST_ISA={level}", python, f"tests/parity/{script}.py", "--qw", f"{b}/tests/qw-isa"]
+
     rows = [
         (f"test_bits, {level}", [f"{b}/tests/test_bits", "--isa", level], False),
-        (f"logits, {level}", ["env", f"QW_TEST_ISA={level}", python, *logits], False),
+        (f"logits, {level}", parity("logits_small"), False),
+        (f"families, {level}", parity("families"), False),
     ]
     if level != "ref":  # minutes there
         rows += [(f"test_forward, {level}", [f"{b}/tests/test_forward", "--isa", level], False)]
@@ -63,6 +66,8 @@ def suites(b, python, model, isa):
         ("layers and docs", [python, "tests/docs.py", "--qw", f"{b}/qw"], False),
         ("blocks parity", [python, "tests/parity/blocks.py", "--tool", f"{b}/tests/blocks_tool"], True),
         ("folders parity", [python, "tests/parity/folders.py", "--qw", qw], True),
+        ("families", [python, "tests/parity/families.py", "--qw", qw], True),
+        ("families, mutants", [python, "tests/parity/families.py", "--qw", qw, "--mutants"], False),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
         ("command", [python, "tests/cli/cli.py", "--qw", qw, "--model", TINY], True),
@@ -116,6 +121,11 @@ def fetch_model(build, env):
     return json.loads(subprocess.check_output([qw, "show", "--json", REAL], env=env))["path"]
 
 
+def convert_families(python):
+    """The tiny models of all families as GGUF files in build/families, for the test programs."""
+    subprocess.run([python, "tests/parity/reference_convert.py", "--all", "build/families"], check=True, stdin=subprocess.DEVNULL)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--build", default="build")
@@ -131,7 +141,10 @@ def main():
     if args.isa:
         env["QW_TEST_ISA"] = args.isa
     python = subprocess.check_output([sys.executable, "scripts/venv.py", "test"], text=True).strip()
-    model = "MODEL" if args.list else fetch_model(args.build, env)
+    model = "MODEL"
+    if not args.list:
+        convert_families(python)
+        model = fetch_model(args.build, env)
     passed = failed = skipped = 0
     for name, command, sanitized in suites(args.build, python, model, args.isa):
         if (args.san and not sanitized) or (args.only and args.only not in name):

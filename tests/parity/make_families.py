@@ -9,8 +9,8 @@ delta-net in PyTorch). Default initialisation would leave biases zero and norms 
 passes: here every parameter is random, biases, norms and decays too, with gains that keep every part of a layer audible. Weights
 are representable in BF16 (F16 where they are stored so): both sides compute with the same numbers.
 
-Checked before a model is kept: standard deviation of the logits >= 1; float32 within 1e-4 of float64; the last expert chosen and
-the first not chosen are further apart than rounding could turn. The same seed gives the same files.
+Checked before a model is kept: standard deviation of the logits >= 1; float32 within 1e-4 of float64; the last expert or block
+chosen and the first not chosen are further apart than rounding could turn. The same seed gives the same files.
 Runs in the "oracle" environment (made on first use, several GB).
 """
 
@@ -24,7 +24,8 @@ import sys
 import common
 
 N_TOKENS = 150
-STD_MIN, FLOAT64_MAX, ROUTER_GAP_MIN = 1.0, 1e-4, 2e-4
+ENDS = (40, 60, 61)  # positions of an end-of-text token, which n-grams do not reach across
+STD_MIN, FLOAT64_MAX, GAP_MIN = 1.0, 1e-4, 2e-4
 
 # An epsilon of 1e-6 would be inaudible in these.
 DENSE = {"vocab_size": 160, "max_position_embeddings": 4096, "rms_norm_eps": 4e-3, "bos_token_id": None, "eos_token_id": 7,
@@ -112,6 +113,27 @@ MODELS = {
         moe_intermediate_size=32, shared_expert_intermediate_size=32, tie_word_embeddings=True,
         rope_parameters=rope(1e4, partial_rotary_factor=0.25, mrope_section=[2, 1, 1], mrope_interleaved=True)), {}),
 }
+MODELS.update({
+    "qwen4exp-r3": (16, "qwen4_exp_text", dict(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1, head_dim=16, linear_num_key_heads=1,
+        linear_num_value_heads=3, linear_key_head_dim=16, linear_value_head_dim=16, num_experts=4, num_experts_per_tok=2,
+        moe_intermediate_size=16, shared_expert_intermediate_size=16, norm_topk_prob=True, hc_count=4, hc_lowrank=12,
+        layer_types=["linear_attention", "linear_attention", "full_attention", "full_attention"], indexer_n_heads=8,
+        indexer_kv_heads=1, indexer_head_dim=16, indexer_budget=24, indexer_compress_ratio=4, output_gate_type="sigmoid",
+        ple_layer_ids=[2], ple_embed_dim=32, ple_conv_kernel_size=4, ngram_size=3, heads_per_ngram=2, ngram_vocab_size_base=50,
+        make_ngram_vocab_size_divisible_by=8, split_ngram_parts=4, tie_word_embeddings=False, rope_parameters=rope(
+            1e4, partial_rotary_factor=0.5, mrope_section=[2, 1, 1], mrope_interleaved=True)), {}),
+    "qwen4exp-r2": (27, "qwen4_exp_text", dict(
+        hidden_size=40, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=24, linear_num_key_heads=2,
+        linear_num_value_heads=4, linear_key_head_dim=16, linear_value_head_dim=16, num_experts=5, num_experts_per_tok=3,
+        moe_intermediate_size=16, shared_expert_intermediate_size=32, norm_topk_prob=False, hc_count=2, hc_lowrank=24,
+        layer_types=["linear_attention", "full_attention", "linear_attention"], indexer_n_heads=7, indexer_kv_heads=1,
+        indexer_head_dim=32, indexer_budget=32, indexer_compress_ratio=2, output_gate_type="sigmoid", ple_layer_ids=[1],
+        ple_embed_dim=24, ple_conv_kernel_size=3, ngram_size=2, heads_per_ngram=3, ngram_vocab_size_base=70, seed=99,
+        make_ngram_vocab_size_divisible_by=6, split_ngram_parts=3, tie_word_embeddings=True, rope_parameters=rope(
+            1e4, rope_type="yarn", factor=4.0, original_max_position_embeddings=1024, partial_rotary_factor=0.5,
+            mrope_section=[2, 2, 2], mrope_interleaved=True)), {}),
+})
 COMPOSITE = {"qwen3_5": "Qwen3_5ForConditionalGeneration", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}
 
 
@@ -132,8 +154,8 @@ def spread(name, shape, config):
     if "norm" in name:
         return 0.0 if hybrid and "linear_attn" not in name else 1.0, 0.25
     if "embed_tokens" in name:
-        return 0.0, 3.0 * fan if config["tie_word_embeddings"] else 1.0
-    gains = {"lm_head": 3.0, "mlp.gate.": 1.5, "shared_expert_gate": 1.5, "in_proj_a.": 1.3, "in_proj_b": 1.3, "experts.": 2.0,
+        return 0.0, (6.0 if "hc_count" in config else 3.0) * fan if config["tie_word_embeddings"] else 1.0
+    gains = {"lm_head": 6.0 if "hc_count" in config else 3.0, "ngram_embedding": float(numpy.sqrt(shape[-1])), "input_mix": 2.5, "block_inject": 3.0, "index_qk": 1.0, "mlp.gate.": 1.5, "shared_expert_gate": 1.5, "in_proj_a.": 1.3, "in_proj_b": 1.3, "experts.": 2.0,
              "shared_expert.": 1.4, "mlp.": 1.2}
     return 0.0, next((gain for part, gain in gains.items() if part in name), 1.0) * fan
 
@@ -199,22 +221,22 @@ def load(folder, kind, dtype):
 
 
 def compute(model, tokens):
-    """(logits, smallest distance of router logits between an expert chosen and one not chosen)."""
+    """(logits, smallest distance between the last that was chosen and the first that was not, of experts and of blocks that an
+    indexer chooses, as a part of the former)."""
     import torch
     gaps = []
-    text = model.config.get_text_config()
 
-    def note(module, _, output):
-        scores = output[0] if isinstance(output, tuple) else output
-        best = torch.log(scores.double().softmax(-1) if scores.min() < 0 else scores.double()).sort(-1, descending=True).values
-        k = text.num_experts_per_tok
-        gaps.append(float((best[..., k - 1] - best[..., k]).min()))
+    class Watch(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (torch.topk, torch.Tensor.topk):
+                k = args[1] if len(args) > 1 else kwargs["k"]
+                best = args[0].double().sort(-1, descending=True).values
+                if k < best.shape[-1]:
+                    gaps.append(float(((best[..., k - 1] - best[..., k]) / best[..., k - 1].clamp(min=1e-30)).min()))
+            return function(*args, **(kwargs or {}))
 
-    hooks = [module.register_forward_hook(note) for name, module in model.named_modules() if name.endswith("mlp.gate")]
-    with torch.inference_mode():
+    with torch.inference_mode(), Watch():
         logits = model(input_ids=torch.tensor([tokens]), use_cache=False).logits[0]
-    for hook in hooks:
-        hook.remove()
     return logits.double().numpy(), min(gaps, default=None)
 
 
@@ -229,6 +251,8 @@ def make(name, out):
     model = load(folder, kind, "float32")
     rng = numpy.random.Generator(numpy.random.PCG64(seed + 1000))
     tokens = [int(x) for x in rng.integers(0, model.config.get_text_config().vocab_size, N_TOKENS)]
+    for at in ENDS:
+        tokens[at] = DENSE["eos_token_id"]
     logits, gap = compute(model, tokens)
     exact, _ = compute(load(folder, kind, "float64"), tokens)
     with open(os.path.join(folder, "tokens.json"), "w", encoding="ascii") as file:
@@ -237,8 +261,8 @@ def make(name, out):
     size = sum(os.path.getsize(os.path.join(folder, file)) for file in os.listdir(folder))
     rounding = float(numpy.abs(logits - exact).max())
     print(f"{name}: seed {seed}, {size} bytes, std {logits.std():.2f}, largest {numpy.abs(logits).max():.1f}, float32 against "
-          f"float64 {rounding:.1e}, router gap {gap if gap is None else round(gap, 5)}", flush=True)
-    if logits.std() < STD_MIN or not rounding <= FLOAT64_MAX or (gap is not None and gap < ROUTER_GAP_MIN):
+          f"float64 {rounding:.1e}, gap {gap if gap is None else round(gap, 5)}", flush=True)
+    if logits.std() < STD_MIN or not rounding <= FLOAT64_MAX or (gap is not None and gap < GAP_MIN):
         common.fail(f"{name} is no fit fixture: take another seed")
 
 

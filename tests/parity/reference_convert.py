@@ -10,12 +10,13 @@ Written from the description of the formats alone, apart from `qw convert`: wher
 description is wrong, and the logits tell. It takes unquantised weights (BF16, F16, F32), writes no tokenizer and no block for
 multi-token prediction. What changes between the two forms:
 
-  zero-centred norms      Next, 3.5: GGUF holds 1 + w, but for the norm behind the delta-net
+  zero-centred norms      Next, 3.5, 4exp: GGUF holds 1 + w, but for the norm behind the delta-net
   A_log                   GGUF holds -exp(A_log)
-  value heads             3.5: HF keeps those of one key head together, GGUF takes the first of every key head, then the
+  value heads             3.5, 4exp: HF keeps those of one key head together, GGUF takes the first of every key head, then the
                           second of every key head, ...: rows of V, z, a, b, channels of the convolution, columns of the
                           output matrix
   packed projections      Next: [q k v z] and [b a] of one key head together; GGUF has [q; k; v] and z apart, b and a as they are
+  n-gram table            4exp: shards put together; hash constants become keys; the indexer's q and k rows part
   experts                 one matrix each, or fused with gate rows first; GGUF stacks them, slowest dimension the expert
 
 --mutant leaves one of these out or breaks one term of the model on purpose (MUTANTS below): families.py demands that the
@@ -42,12 +43,16 @@ ARCHITECTURES = {
     "qwen3_5_text": ("qwen35", True, True),
     "qwen3_5_moe": ("qwen35moe", True, True),
     "qwen3_5_moe_text": ("qwen35moe", True, True),
+    "qwen4_exp": ("qwen4exp", True, True),
+    "qwen4_exp_text": ("qwen4exp", True, True),
 }
-HYBRIDS = ("qwen3next", "qwen35", "qwen35moe")
+HYBRIDS = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp")
 # Whether the chosen experts' weights are divided by their sum, where the config does not say.
-RENORMALISED = {"qwen2moe": False, "qwen3moe": False, "qwen3next": True, "qwen35moe": True}
+RENORMALISED = {"qwen2moe": False, "qwen3moe": False, "qwen3next": True, "qwen35moe": True, "qwen4exp": True}
 
-TOP_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+CONNECTION = {"hc_norm": "norm", "input_mix_weight_down": "down", "input_mix_weight_up": "up", "block_inject_weight": "inject"}
+TOP_NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
+             **{f"hyper_connection_mixer.{theirs}": f"output_hc_{ours}" for theirs, ours in CONNECTION.items()}}
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -59,9 +64,14 @@ LAYER_NAMES = {
     "linear_attn.in_proj_qkv": "attn_qkv", "linear_attn.in_proj_z": "attn_gate", "linear_attn.in_proj_b": "ssm_beta",
     "linear_attn.in_proj_a": "ssm_alpha", "linear_attn.in_proj_ba": "ssm_ba", "linear_attn.conv1d": "ssm_conv1d",
     "linear_attn.norm": "ssm_norm", "linear_attn.out_proj": "ssm_out",
+    "self_attn.indexer.q_layernorm": "indexer.q_norm", "self_attn.indexer.k_layernorm": "indexer.k_norm",
+    "ple.key_proj": "ple_key", "ple.value_proj": "ple_value", "ple.norm_key": "ple_norm_key", "ple.norm_query": "ple_norm_query",
+    "ple.norm_conv": "ple_norm_conv", "ple.conv1d": "ple_conv1d",
+    **{f"{part}_hyper_connection.{theirs}": f"hc_{'attn' if part == 'attn' else 'ffn'}_{ours}"
+       for part in ("attn", "mlp") for theirs, ours in CONNECTION.items()},
 }
 # Kept in float32 whatever the folder holds, as every file on the hub has them.
-FLOAT32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d")
+FLOAT32 = ("ffn_gate_inp", "ffn_gate_inp_shexp", "ssm_conv1d", "ple_conv1d")
 
 
 class Model:
@@ -107,7 +117,7 @@ class Model:
 
 
 def read_safetensors(path):
-    """name -> (float32 array, "BF16" | "F16" | "F32")."""
+    """name -> (float32 array, "BF16" | "F16" | "F32"), or (int64 array, "I64")."""
     import numpy
     with open(path, "rb") as file:
         data = file.read()
@@ -118,10 +128,11 @@ def read_safetensors(path):
         if name == "__metadata__":
             continue
         begin, end = (8 + length + at for at in entry["data_offsets"])
-        raw = numpy.frombuffer(data[begin:end], {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}[entry["dtype"]])
+        raw = numpy.frombuffer(data[begin:end], {"BF16": "<u2", "F16": "<f2", "F32": "<f4", "I64": "<i8"}[entry["dtype"]])
         if entry["dtype"] == "BF16":
             raw = (raw.astype(numpy.uint32) << 16).view(numpy.float32)
-        tensors[name] = (raw.astype(numpy.float32).reshape(entry["shape"]), entry["dtype"])
+        kind = numpy.int64 if entry["dtype"] == "I64" else numpy.float32
+        tensors[name] = (raw.astype(kind).reshape(entry["shape"]), entry["dtype"])
     return tensors
 
 
@@ -161,7 +172,7 @@ def rope_keys(model, config, head_dim):
     rope = rope_of(config)
     model.set("rope.freq_base", float(rope.get("rope_theta", 10000.0)))
     if model.arch in HYBRIDS:
-        model.set("rope.dimension_count", int(head_dim * rope.get("partial_rotary_factor", 0.25)))
+        model.set("rope.dimension_count", int(head_dim * rope.get("partial_rotary_factor", 1.0 if model.arch == "qwen4exp" else 0.25)))
     if "mrope_section" in rope:
         model.set("rope.dimension_sections", [*rope["mrope_section"], 0])
     kind = rope.get("rope_type", "default")
@@ -204,6 +215,25 @@ def expert_keys(model, config):
     model.set("expert_weights_norm", True if model.arch == "qwen35moe" else bool(config.get("norm_topk_prob", usual)))
 
 
+def stream_keys(model, config):
+    """Of qwen4exp; what the hash needs comes from tensors (take_ngrams)."""
+    model.set("hyper_connection.count", config["hc_count"])
+    model.set("hyper_connection.low_rank", config["hc_lowrank"])
+    model.set("attention.indexer.head_count", config["indexer_n_heads"])
+    model.set("attention.indexer.key_length", config["indexer_head_dim"])
+    model.set("attention.indexer.top_k", config["indexer_budget"])
+    model.set("attention.compress_ratios", [0 if kind == "linear_attention" else config["indexer_compress_ratio"]
+                                            for kind in config["layer_types"]])
+    end = config["eos_token_id"]
+    model.set("ple.layers", [layer - 1 for layer in config["ple_layer_ids"]])
+    model.set("ple.ngram_size", config["ngram_size"])
+    model.set("ple.heads_per_ngram", config["heads_per_ngram"])
+    model.set("ple.conv_kernel", config["ple_conv_kernel_size"])
+    model.set("ple.eos_token_id", end[0] if isinstance(end, list) else end)
+    model.set("embedding_length_per_layer_input",
+              config["ple_embed_dim"] // ((config["ngram_size"] - 1) * config["heads_per_ngram"]))
+
+
 def keys_of(config):
     """A Model with its keys and no tensors yet."""
     model = Model()
@@ -224,8 +254,10 @@ def keys_of(config):
     rope_keys(model, config, head_dim)
     if "linear_num_value_heads" in config:
         delta_keys(model, config)
-    if model.arch.endswith(("moe", "next")):
+    if model.arch in RENORMALISED:
         expert_keys(model, config)
+    if model.arch == "qwen4exp":
+        stream_keys(model, config)
     return model
 
 
@@ -308,6 +340,40 @@ def stack_experts(tensors, layer):
     return found
 
 
+def take_ngrams(model, tensors):
+    """Takes the n-gram table and its hash constants out of tensors: the keys are set, (array, type) of the table returned."""
+    import numpy
+    shards = {}
+    stored = None
+    for name in [name for name in tensors if ".ple_embedding." in name]:
+        array, kind = tensors.pop(name)
+        last = name.split(".ple_embedding.")[1]
+        if kind == "I64":
+            key = {"layer_multipliers": "layer_multipliers", "ngram_heads_offsets": "head_offsets",
+                   "ngram_heads_vocab_sizes": "head_vocab_sizes"}[last]
+            model.set(f"ple.{key}", [int(x) for x in array])
+        else:
+            shards[int(re.fullmatch(r"ngram_embedding\.shard_(\d+)\.weight", last).group(1))] = array
+            stored = kind
+    return numpy.concatenate([shards[i] for i in sorted(shards)]), stored
+
+
+def convert_rest(arch, name, array, config):
+    """[(GGUF name, array)] of one tensor of a block that is not of a delta-net."""
+    import numpy
+    stem, end = name.rsplit(".", 1)
+    if stem == "post_attention_layernorm":
+        return [("post_attention_norm.weight" if arch in HYBRIDS else "ffn_norm.weight", array)]
+    if stem == "self_attn.indexer.index_qk_proj":
+        q, k = numpy.split(array, [config["indexer_n_heads"] * config["indexer_head_dim"]])
+        return [("indexer.q_proj.weight", q), ("indexer.k_proj.weight", k)]
+    if stem == "mlp.shared_expert_gate":
+        array = array.reshape(-1)
+    elif stem == "ple.conv1d":
+        array = array.reshape(array.shape[0], array.shape[2])
+    return [(f"{LAYER_NAMES[stem]}.{end}", array)]
+
+
 def convert(folder):
     """The Model of a folder."""
     config, tensors = read_folder(folder)
@@ -321,11 +387,13 @@ def convert(folder):
             stored = "F32"
         model.tensors[name] = (array, stored)
 
+    if arch == "qwen4exp":
+        put("per_layer_token_embd.weight", *take_ngrams(model, tensors))
     for layer in range(config["num_hidden_layers"]):
         for name, array, stored in stack_experts(tensors, layer):
             put(f"blk.{layer}.{name}", array, stored)
     for name, (array, stored) in tensors.items():
-        if centred and name.endswith("norm.weight") and "linear_attn" not in name:
+        if centred and re.search(r"norm\.weight$|\.ple\.norm_", name) and "linear_attn" not in name:
             array = array + array.dtype.type(1)
         match = re.fullmatch(r"layers\.(\d+)\.(.*)", name)
         if not match:
@@ -334,11 +402,8 @@ def convert(folder):
         layer, rest = match.groups()
         if rest.startswith("linear_attn."):
             done = convert_delta(rest, array, heads)
-        elif rest == "post_attention_layernorm.weight":
-            done = [("post_attention_norm.weight" if arch in HYBRIDS else "ffn_norm.weight", array)]
         else:
-            stem, end = rest.rsplit(".", 1)
-            done = [(f"{LAYER_NAMES[stem]}.{end}", array.reshape(-1) if stem == "mlp.shared_expert_gate" else array)]
+            done = convert_rest(arch, rest, array, config)
         for short, value in done:
             put(f"blk.{layer}.{short}", value, stored)
     return model
@@ -364,7 +429,8 @@ def write(model, path):
         elif isinstance(value, str):
             writer.add_string(key, value)
         else:
-            writer.add_array(key, value)
+            kind = {bool: gguf.GGUFValueType.BOOL, int: gguf.GGUFValueType.INT64}[type(value[0])]
+            writer.add_key_value(key, value, gguf.GGUFValueType.ARRAY, sub_type=kind)
     for name, (array, stored) in sorted(model.tensors.items()):
         kind = gguf.GGMLQuantizationType[stored]
         array = numpy.ascontiguousarray(array)

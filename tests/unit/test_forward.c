@@ -298,48 +298,71 @@ static void test_exact_mode(void **state)
     all_threads("tests/fixtures/tiny-q4km.gguf", true);
 }
 
+/* Of other families, on two threads: test_threads_agree has the rest. */
+static void two_threads(const char *path, bool exact)
+{
+    print_message("%s, %s, seed %d\n", path, exact ? "exact" : "default", SEED);
+    run_model(path, exact, 2);
+}
 static void test_experts(void **state)
 {
     (void)state;
-    all_threads("build/families/qwen2moe-sparse-q8.gguf", false);
-    all_threads("build/families/qwen3moe-plain-q8.gguf", false);
-    all_threads("build/families/qwen3moe-plain.gguf", true);
+    two_threads("build/families/qwen2moe-sparse-q8.gguf", false);
+    two_threads("build/families/qwen3moe-plain-q8.gguf", false);
+    two_threads("build/families/qwen3moe-plain.gguf", true);
 }
 static void test_normed_heads(void **state)
 {
     (void)state;
-    all_threads("build/families/qwen3-yarn.gguf", false);
+    two_threads("build/families/qwen3-yarn.gguf", false);
 }
 static void test_hybrid_next(void **state)
 {
     (void)state;
-    all_threads("build/families/qwen3next-r3-q8.gguf", false);
+    two_threads("build/families/qwen3next-r3-q8.gguf", false);
 }
 static void test_hybrid(void **state)
 {
     (void)state;
-    all_threads("build/families/qwen35-r3.gguf", false); /* its last layer has no attention */
+    two_threads("build/families/qwen35-r3.gguf", false); /* its last layer has no attention */
 }
 static void test_hybrid_experts(void **state)
 {
     (void)state;
-    all_threads("build/families/qwen35moe-r3-q8.gguf", false);
-    all_threads("build/families/qwen35moe-r2.gguf", true);
+    two_threads("build/families/qwen35moe-r3-q8.gguf", false);
+    two_threads("build/families/qwen35moe-r2.gguf", true);
+}
+static void test_streams(void **state)
+{
+    (void)state;
+    two_threads("build/families/qwen4exp-r3-q8.gguf", false);
+    two_threads("build/families/qwen4exp-r2.gguf", true);
 }
 
 /* The same bits on every number of threads, not only within one. */
-static void test_threads_agree(void **state)
+static void threads_agree(const char *path)
 {
-    (void)state;
     fixture f[3];
     for (int t = 0; t < 3; t++) {
-        open_fixture(&f[t], "tests/fixtures/tiny-q4km.gguf", false, t + 1);
+        open_fixture(&f[t], path, false, t + 1);
         whole(&f[t]);
     }
     for (int t = 1; t < 3; t++) {
         assert_memory_equal(f[0].reference, f[t].reference, N * f[0].n_vocab * sizeof(float));
     }
     for (int t = 0; t < 3; t++) close_fixture(&f[t]);
+}
+static void test_threads_agree(void **state)
+{
+    (void)state;
+    threads_agree("tests/fixtures/tiny-q4km.gguf");
+    threads_agree("build/families/qwen2moe-sparse-q8.gguf");
+    threads_agree("build/families/qwen3-yarn.gguf");
+    threads_agree("build/families/qwen3moe-plain-q8.gguf");
+    threads_agree("build/families/qwen3next-r3-q8.gguf");
+    threads_agree("build/families/qwen35-r3.gguf");
+    threads_agree("build/families/qwen35moe-r3-q8.gguf");
+    threads_agree("build/families/qwen4exp-r3-q8.gguf");
 }
 
 static void test_pages_run_out(void **state)
@@ -388,7 +411,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_exact_mode),      cmocka_unit_test(test_experts),
         cmocka_unit_test(test_normed_heads),    cmocka_unit_test(test_hybrid_next),
         cmocka_unit_test(test_hybrid),          cmocka_unit_test(test_hybrid_experts),
-        cmocka_unit_test(test_threads_agree),
+        cmocka_unit_test(test_streams),         cmocka_unit_test(test_threads_agree),
         cmocka_unit_test(test_pages_run_out),   cmocka_unit_test(test_pages_are_clean),
     };
     if (!isa_cap_options(argc, argv)) return 2;

@@ -123,7 +123,8 @@ def fetch_model(build, env):
 
 def convert_families(python):
     """The tiny models of all families as GGUF files in build/families, for the test programs."""
-    subprocess.run([python, "tests/parity/reference_convert.py", "--all", "build/families"], check=True, stdin=subprocess.DEVNULL)
+    subprocess.run([python, "tests/parity/reference_convert.py", "--all", "build/families"], check=True,
+                   stdin=subprocess.DEVNULL)
 
 
 def main():

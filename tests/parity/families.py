@@ -7,7 +7,8 @@ Use:   python3 tests/parity/families.py --qw build/qw [--only WORD] [--mutants] 
    (logits reach 15); default mode within what its arithmetic may cost, as median KL and equal best tokens.
 2. The same in Q8_0 where rows allow it: default mode against --exact on the same file. It runs what dense BF16 does not: packed
    weights and experts of them.
-3. --mutants, in place of 1 and 2 (family_mutants.py): each model broken on purpose, in every way that changes its file, must be beyond 0.03.
+3. --mutants, in place of 1 and 2: each model broken on purpose, in every way of family_mutants.py that changes its file, must
+   be beyond 0.03.
 4. --folders, as well: qw reads the folder itself, and `qw convert` makes the same keys and tensors as reference_convert.py.
 
 Runs in the "test" environment (made on first use). Prints one line a check and ends with "N passed, M failed"; exit code 0
@@ -69,8 +70,8 @@ def alike(count, what, want, have, kl_max, top1_min):
         return count.check(False, f"{what}: no logits of the right shape")
     d = common.distances(want, have)
     kl, top = float(numpy.median(d["kl"])), float(d["same_top"].mean())
-    return count.check(kl <= kl_max and top >= top1_min, f"{what}: median KL {kl:.2e} (limit {kl_max:.0e}), top-1 {100 * top:.1f}% "
-                       f"(limit {100 * top1_min:.0f}%), max |d| {d['max_abs']:.2e}")
+    return count.check(kl <= kl_max and top >= top1_min, f"{what}: median KL {kl:.2e} (limit {kl_max:.0e}), top-1 "
+                       f"{100 * top:.1f}% (limit {100 * top1_min:.0f}%), max |d| {d['max_abs']:.2e}")
 
 
 def check_mutants(count, bench, name, folder, tokens, want):
@@ -105,7 +106,8 @@ def check_folder(count, bench, name, folder, tokens, want):
     path = os.path.join(bench.folder, name + "-qw.gguf")
     run = subprocess.run([*bench.qw.split(), "convert", folder, path], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                          stderr=subprocess.PIPE, text=True)
-    if not count.check(run.returncode == 0, f"{name}: qw convert {run.stderr.strip().splitlines()[-1:] or ''}"):
+    if run.returncode != 0:
+        count.check(False, f"{name}: qw convert: {run.stderr.strip()}")
         return
     near(count, f"{name}, qw convert", want, bench.logits(path, tokens, name + "-qw"))
     differences = reference_convert.compare(reference_convert.convert(folder), path)

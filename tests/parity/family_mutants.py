@@ -1,8 +1,8 @@
 """Models broken on purpose: one transform left out, or one term of the mathematics changed, after a right conversion.
 
 Use: imported by reference_convert.py and families.py, where numpy is. MUTANTS: name -> function(model) that breaks a Model of
-reference_convert.py in place; `applies` says whether it changes that model at all. A fixture whose logits stay the same
-under one of them would let that mistake pass.
+reference_convert.py in place, or leaves it as it is where it has no such part. A fixture whose logits stay the same under one
+that changes its file would let that mistake pass.
 """
 
 import re

@@ -46,8 +46,8 @@ MODELS = {
         tie_word_embeddings=True, rope_parameters=rope(1e4)), {"dtype": "float32"}),
     "qwen2-yarn": (2, "qwen2", dict(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, intermediate_size=64,
-        tie_word_embeddings=False, rope_parameters=rope(1e4, rope_type="yarn", factor=4.0, original_max_position_embeddings=512)),
-        {"old_config": True}),
+        tie_word_embeddings=False, rope_parameters=rope(
+            1e4, rope_type="yarn", factor=4.0, original_max_position_embeddings=512)), {"old_config": True}),
     "qwen2moe-shared": (3, "qwen2_moe", dict(
         hidden_size=48, num_hidden_layers=3, num_attention_heads=3, num_key_value_heads=3, intermediate_size=64, num_experts=6,
         num_experts_per_tok=2, moe_intermediate_size=16, shared_expert_intermediate_size=32, norm_topk_prob=False,
@@ -112,8 +112,6 @@ MODELS = {
         linear_num_value_heads=3, linear_key_head_dim=16, linear_value_head_dim=32, num_experts=5, num_experts_per_tok=3,
         moe_intermediate_size=32, shared_expert_intermediate_size=32, tie_word_embeddings=True,
         rope_parameters=rope(1e4, partial_rotary_factor=0.25, mrope_section=[2, 1, 1], mrope_interleaved=True)), {}),
-}
-MODELS.update({
     "qwen4exp-r3": (16, "qwen4_exp_text", dict(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=3, num_key_value_heads=1, head_dim=16, linear_num_key_heads=1,
         linear_num_value_heads=3, linear_key_head_dim=16, linear_value_head_dim=16, num_experts=4, num_experts_per_tok=2,
@@ -133,16 +131,24 @@ MODELS.update({
         make_ngram_vocab_size_divisible_by=6, split_ngram_parts=3, tie_word_embeddings=True, rope_parameters=rope(
             1e4, rope_type="yarn", factor=4.0, original_max_position_embeddings=1024, partial_rotary_factor=0.5,
             mrope_section=[2, 2, 2], mrope_interleaved=True)), {}),
-})
+}
 COMPOSITE = {"qwen3_5": "Qwen3_5ForConditionalGeneration", "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration"}
+
+
+# Standard deviation of a matrix's outputs when its inputs have 1; by a part of its name, the first that fits.
+GAINS = {"lm_head": 3.0, "input_mix": 2.5, "block_inject": 3.0, "mlp.gate.": 1.5, "shared_expert_gate": 1.5, "in_proj_a.": 1.3,
+         "in_proj_b": 1.3, "experts.": 2.0, "shared_expert.": 1.4, "mlp.": 1.2, "": 1.0}
+HEAD_OF_STREAMS = 6.0  # the mix of several streams is quieter
+BIASES = {"q_proj": 0.6, "k_proj": 1.0, "v_proj": 0.3}
 
 
 def spread(name, shape, config):
     """(mean, standard deviation) of a parameter."""
     import numpy
-    hybrid = "layer_types" in config and "linear_num_key_heads" in config
+    hybrid = "linear_num_key_heads" in config
     last = name.split(".")[-1]
     fan = 1.0 / float(numpy.sqrt(shape[-1]))
+    head = HEAD_OF_STREAMS if "hc_count" in config else GAINS["lm_head"]
     if last == "A_log":
         return -1.0, 0.7
     if last == "dt_bias":
@@ -150,14 +156,14 @@ def spread(name, shape, config):
     if "conv1d" in name:
         return 0.0, 0.6
     if last == "bias":
-        return 0.0, {"q_proj": 0.6, "k_proj": 1.0, "v_proj": 0.3}[name.split(".")[-2]]
+        return 0.0, BIASES[name.split(".")[-2]]
     if "norm" in name:
         return 0.0 if hybrid and "linear_attn" not in name else 1.0, 0.25
-    if "embed_tokens" in name:
-        return 0.0, (6.0 if "hc_count" in config else 3.0) * fan if config["tie_word_embeddings"] else 1.0
-    gains = {"lm_head": 6.0 if "hc_count" in config else 3.0, "ngram_embedding": float(numpy.sqrt(shape[-1])), "input_mix": 2.5, "block_inject": 3.0, "index_qk": 1.0, "mlp.gate.": 1.5, "shared_expert_gate": 1.5, "in_proj_a.": 1.3, "in_proj_b": 1.3, "experts.": 2.0,
-             "shared_expert.": 1.4, "mlp.": 1.2}
-    return 0.0, next((gain for part, gain in gains.items() if part in name), 1.0) * fan
+    if "ngram_embedding" in name or ("embed_tokens" in name and not config["tie_word_embeddings"]):
+        return 0.0, 1.0
+    if "embed_tokens" in name or "lm_head" in name:
+        return 0.0, head * fan
+    return 0.0, next(gain for part, gain in GAINS.items() if part in name) * fan
 
 
 def randomise(model, seed, config, dtype):
@@ -198,9 +204,7 @@ def save(name, folder):
     else:
         model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **config))
     dtype = how.get("dtype", "bfloat16")
-    layers = model.config.get_text_config().to_dict()
-    randomise(model, seed, {**config, "layer_types": layers.get("layer_types")} if "linear_num_key_heads" in config else config,
-              dtype)
+    randomise(model, seed, config, dtype)
     model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=how.get("shards", "1GB"),
                                                     save_original_format=not how.get("fused"))
     if how.get("old_config"):
@@ -212,8 +216,8 @@ def load(folder, kind, dtype):
     import torch
     import transformers
     loader = getattr(transformers, COMPOSITE[kind]) if kind in COMPOSITE else transformers.AutoModelForCausalLM
-    model, report = loader.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager", experts_implementation="eager",
-                                           output_loading_info=True)
+    model, report = loader.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="eager",
+                                           experts_implementation="eager", output_loading_info=True)
     missing = {what: names for what, names in report.items() if names}
     if missing:
         common.fail(f"{folder}: transformers did not load it whole: {missing}")
@@ -243,7 +247,7 @@ def compute(model, tokens):
 def make(name, out):
     """One folder; a line of facts; fails when the model is not fit to be a fixture."""
     import numpy
-    seed, kind, _, _ = MODELS[name]
+    seed, kind, config, _ = MODELS[name]
     folder = os.path.join(out, name)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -251,7 +255,7 @@ def make(name, out):
     model = load(folder, kind, "float32")
     rng = numpy.random.Generator(numpy.random.PCG64(seed + 1000))
     tokens = [int(x) for x in rng.integers(0, model.config.get_text_config().vocab_size, N_TOKENS)]
-    for at in ENDS:
+    for at in ENDS if "ple_layer_ids" in config else ():
         tokens[at] = DENSE["eos_token_id"]
     logits, gap = compute(model, tokens)
     exact, _ = compute(load(folder, kind, "float64"), tokens)

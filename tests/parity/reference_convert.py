@@ -201,8 +201,9 @@ def delta_keys(model, config):
     model.set("ssm.time_step_rank", n_v)
     model.set("ssm.inner_size", n_v * v_dim)
     kinds = config["layer_types"]
-    model.set("full_attention_interval", config.get("full_attention_interval") or 4)
-    model.set("attention.recurrent_layers", [kind == "linear_attention" for kind in kinds])
+    recurrent = [kind == "linear_attention" for kind in kinds]
+    model.set("full_attention_interval", config.get("full_attention_interval") or recurrent.index(False) + 1)
+    model.set("attention.recurrent_layers", recurrent)
 
 
 def expert_keys(model, config):
@@ -305,7 +306,8 @@ def convert_delta(name, array, heads):
         qkv, z = heads.unpack(array)
         return [("attn_qkv.weight", qkv), ("attn_gate.weight", z)]
     if name == "linear_attn.A_log":
-        return [("ssm_a", heads.tile(-numpy.exp(array), 1))]
+        exact = -numpy.exp(array.astype(numpy.float64))
+        return [("ssm_a", heads.tile(exact.astype(numpy.float32), 1))]
     if name == "linear_attn.dt_bias":
         return [("ssm_dt.bias", heads.tile(array, 1))]
     short = LAYER_NAMES[name.removesuffix(".weight")]
@@ -331,7 +333,7 @@ def stack_experts(tensors, layer):
         both, stored = tensors.pop(prefix + "gate_up_proj")
         down, _ = tensors.pop(prefix + "down_proj")
         gate, up = numpy.split(both, 2, axis=1)
-        return [("ffn_gate_exps.weight", gate, stored), ("ffn_up_exps.weight", up, stored), ("ffn_down_exps.weight", down, stored)]
+        return [(f"ffn_{part}_exps.weight", array, stored) for part, array in (("gate", gate), ("up", up), ("down", down))]
     for part in ("gate", "up", "down"):
         names = [f"{prefix}{e}.{part}_proj.weight" for e in range(4096) if f"{prefix}{e}.{part}_proj.weight" in tensors]
         if names:
@@ -457,6 +459,7 @@ def compare(model, path):
         same = other == numpy.float32(value) if isinstance(value, float) else other == value
         if not same:
             found.append(f"{key} is {other}, want {value}")
+    found += [f"{key} is not expected" for key in stored if key.startswith(model.arch + ".") and key not in model.keys]
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     for name in sorted(set(model.tensors) ^ set(tensors)):
         found.append(f"{name} is {'missing' if name in model.tensors else 'not expected'}")

@@ -116,12 +116,12 @@ typedef void qw_attn_i16_fn(const void *tile, const void *next, size_t hd, const
                             size_t n_q, const uint32_t *n_keys, float *m, float *s, float *o);
 
 /* The gated delta rule for QW_DELTA_LANES of a head's value elements, n_tokens tokens in order:
- *     S <- g S;  m = S^T k;  S <- S + k (beta (v - m))^T;  o = S^T q
+ *     m = S^T k;  delta = beta (v - g m);  S <- g S + k delta^T;  o = S^T q
  *   s [dk, QW_DELTA_LANES]: the state of these elements, read and written
  *   q, k [n_tokens, dk] with ld_qk floats from one token to the next; v, out [n_tokens, QW_DELTA_LANES] with ld_v, ld_out
  *   gates: g and beta of token t at gates[t * ld_gates] and the float after it
- * Sums over i = 0..dk-1 keep four partial sums, element i in partial i % 4 by fma, and end (0 + 1) + (2 + 3). g S is rounded
- * before it is used; S + k delta is one fma. */
+ * Sums over i = 0..dk-1 keep two partial sums, element i in partial i % 2 by fma. v - g m is one fma; g S is rounded, and
+ * adding k delta^T to it is one fma. */
 typedef void qw_delta_fn(float *s, size_t dk, size_t n_tokens, const float *q, const float *k, size_t ld_qk, const float *v,
                          size_t ld_v, const float *gates, size_t ld_gates, float *out, size_t ld_out);
 

@@ -14,7 +14,6 @@ void qw_float_init_neon(qw_kernels *t);
 
 /* Attention, in floats and in integers, with the quantisation to 16 bits. Bit-equal on every level. */
 void qw_attn_init_ref(qw_kernels *t);
-void qw_delta_init_ref(qw_kernels *t);
 void qw_attn_f32_init_avx2(qw_kernels *t);
 void qw_attn_f32_init_avx512(qw_kernels *t);
 void qw_attn_f32_init_neon(qw_kernels *t);
@@ -22,6 +21,12 @@ void qw_attn_i16_init_avx2(qw_kernels *t);
 void qw_attn_i16_init_avx512(qw_kernels *t);
 void qw_attn_i16_init_avx512_vnni(qw_kernels *t);
 void qw_attn_i16_init_neon(qw_kernels *t);
+
+/* Convolution and recurrence of delta-nets. Bit-equal on every level. */
+void qw_delta_init_ref(qw_kernels *t);
+void qw_delta_init_avx2(qw_kernels *t);
+void qw_delta_init_avx512(qw_kernels *t);
+void qw_delta_init_neon(qw_kernels *t);
 
 /* Matrix products, those with float weights apart, and the quantisation of their activations (on AArch64 with the
  * products). Bit-equal on every level. */

@@ -139,24 +139,27 @@ static void check_add(ca_ctx *ctx, size_t n)
     ca_input_free(&y);
 }
 
-static void check_silu_mul(ca_ctx *ctx, size_t n)
+typedef void gate_fn(const float *a, const float *b, size_t n, float *out);
+
+/* silu_mul or sigmoid_mul: gates with the edges of the exponential among them, and in place. */
+static void check_gate(ca_ctx *ctx, const char *name, gate_fn *ref, gate_fn *fn, bool gate_first, size_t n)
 {
     static const float edges[] = {0.0f, -0.0f, 1e-40f, -1e-40f, 88.0f, -88.0f, 89.0f, -89.0f, 1e4f, -1e4f, 1e38f};
-    ca_input gate = ca_input_normal(ctx, n, n % 2 ? 4.0f : 40.0f), up = ca_input_normal(ctx, n, 1.0f);
+    ca_input gate = ca_input_normal(ctx, n, n % 2 ? 4.0f : 40.0f), other = ca_input_normal(ctx, n, 1.0f);
     float *g = gate.data;
     for (size_t i = 0; i < n; i += 5) g[i] = edges[ca_rand_below(ctx, sizeof edges / sizeof edges[0])];
     ca_buf out = ca_buf_new(n * sizeof(float), 4 * (n % 16));
-    float *want = calloc(n, sizeof *want);
-    ctx->ref->silu_mul(gate.data, up.data, n, want);
-    ctx->t->silu_mul(gate.data, up.data, n, out.data);
-    ca_expect_same(ctx, out.data, want, n, "silu_mul", n);
-    ctx->t->silu_mul(gate.data, up.data, n, gate.data);
-    ca_expect_same(ctx, gate.data, want, n, "silu_mul in place", n);
-    ca_check(ctx, ca_buf_intact(&out), "silu_mul, n %zu: wrote outside", n);
+    float *want = calloc(n, sizeof *want), *a = gate_first ? gate.data : other.data, *b = gate_first ? other.data : gate.data;
+    ref(a, b, n, want);
+    fn(a, b, n, out.data);
+    ca_expect_same(ctx, out.data, want, n, name, n);
+    fn(a, b, n, a);
+    ca_expect_same(ctx, a, want, n, name, n);
+    ca_check(ctx, ca_buf_intact(&out), "%s, n %zu: wrote outside", name, n);
     free(want);
     ca_buf_free(&out);
     ca_input_free(&gate);
-    ca_input_free(&up);
+    ca_input_free(&other);
 }
 
 static void check_rope(ca_ctx *ctx, size_t n)
@@ -289,7 +292,31 @@ static void check_silu_accuracy(ca_ctx *ctx)
              (double)edge_out[0], (double)edge_out[1], (double)edge_out[2]);
 }
 
-/* All slots but products and attention are those of the level below. */
+/* sigmoid likewise: exp, 1 + e, division and product. */
+static void check_sigmoid_accuracy(ca_ctx *ctx)
+{
+    enum { N = 4096 };
+    static float g[N], x[N], out[N];
+    double worst = 0;
+    for (size_t i = 0; i < N; i++) {
+        x[i] = 1.0f + fabsf(ca_rand_uniform(ctx));
+        g[i] = ca_rand_uniform(ctx) * 87.0f;
+    }
+    ctx->t->sigmoid_mul(x, g, N, out);
+    for (size_t i = 0; i < N; i++) {
+        double exact = (double)x[i] / (1.0 + exp(-(double)g[i]));
+        worst = fmax(worst, fabs((double)out[i] - exact) / exact);
+    }
+    ca_check(ctx, worst <= 5.0 * U, "sigmoid: relative error %g, bound %g", worst, 5.0 * U);
+
+    float edge_g[4] = {INFINITY, -INFINITY, NAN, -1e30f}, edge_x[4] = {3.0f, 3.0f, 3.0f, 3.0f}, edge_out[4];
+    ctx->t->sigmoid_mul(edge_x, edge_g, 4, edge_out);
+    ca_check(ctx, edge_out[0] == 3.0f && edge_out[1] == 0.0f && isnan(edge_out[2]) && edge_out[3] == 0.0f,
+             "sigmoid at the edges: %g %g %g %g", (double)edge_out[0], (double)edge_out[1], (double)edge_out[2],
+             (double)edge_out[3]);
+}
+
+/* All slots but products, attention and the delta rule are those of the level below. */
 static bool inherited(const ca_ctx *ctx)
 {
     qw_kernels both[2] = {*ctx->t, *ctx->below};
@@ -300,6 +327,8 @@ static bool inherited(const ca_ctx *ctx)
         both[i].quantize_i16 = NULL;
         both[i].attn_i16 = NULL;
         both[i].attn_f32 = NULL;
+        both[i].conv_silu = NULL;
+        both[i].delta_rule = NULL;
     }
     return memcmp(&both[0], &both[1], sizeof both[0]) == 0;
 }
@@ -313,12 +342,14 @@ void check_float(ca_ctx *ctx)
         for (size_t n_cols = 1; n_cols <= 9; n_cols++) check_dot(ctx, n, n_cols);
         check_rms_norm(ctx, n);
         check_add(ctx, n);
-        check_silu_mul(ctx, n);
+        check_gate(ctx, "silu_mul", ctx->ref->silu_mul, ctx->t->silu_mul, true, n);
+        check_gate(ctx, "sigmoid_mul", ctx->ref->sigmoid_mul, ctx->t->sigmoid_mul, false, n);
         check_rope(ctx, n);
     }
     for (int type = 0; type < QW_TYPE_LIMIT; type++) check_dequantize_row(ctx, (qw_type)type);
     check_exp(ctx);
     check_silu_accuracy(ctx);
+    check_sigmoid_accuracy(ctx);
 }
 
 /* ---- benchmarks -------------------------------------------------------------------------------------- */
@@ -345,6 +376,25 @@ static void run_silu_mul(const qw_kernels *t, size_t n, size_t unused)
 {
     (void)unused;
     t->silu_mul(bench_x, bench_y, n, bench_out);
+}
+
+static void run_sigmoid_mul(const qw_kernels *t, size_t n, size_t unused)
+{
+    (void)unused;
+    t->sigmoid_mul(bench_x, bench_y, n, bench_out);
+}
+
+static void run_conv_silu(const qw_kernels *t, size_t n, size_t n_taps)
+{
+    const float *u[] = {bench_x, bench_x + n, bench_x + 2 * n, bench_x + 3 * n};
+    t->conv_silu(u, bench_y, n, n_taps, n, bench_out);
+}
+
+/* The state goes on from call to call: the decay keeps it small. */
+static void run_delta_rule(const qw_kernels *t, size_t dk, size_t n_tokens)
+{
+    static const float gates[] = {0.9f, 0.5f};
+    t->delta_rule(bench_k, dk, n_tokens, bench_x, bench_y, dk, bench_v, QW_DELTA_LANES, gates, 0, bench_out, QW_DELTA_LANES);
 }
 
 static void run_rope(const qw_kernels *t, size_t n, size_t unused)
@@ -384,6 +434,10 @@ static const struct bench_case {
     {"dot_f32 k=4864 cols=16", run_dot, 4864, 16, 16 * 4864, "GFMA/s"},
     {"rms_norm k=896", run_rms_norm, 896, 0, 896, "Gelem/s"},
     {"silu_mul n=4864", run_silu_mul, 4864, 0, 4864, "Gelem/s"},
+    {"sigmoid_mul n=4096", run_sigmoid_mul, 4096, 0, 4096, "Gelem/s"},
+    {"conv_silu n=128 taps=4", run_conv_silu, 128, 4, 128, "Gelem/s"},
+    {"delta_rule dk=128 tokens=1", run_delta_rule, 128, 1, 4 * 16 * 128, "Gop/s"},
+    {"delta_rule dk=128 tokens=64", run_delta_rule, 128, 64, 4 * 64 * 16 * 128, "Gop/s"},
     {"rope n=128", run_rope, 128, 0, 128, "Gelem/s"},
     {"quantize_i16 n=128", run_quantize_i16, 128, 0, 128, "Gelem/s"},
     {"attn_i16 hd=64 q=1", run_attn_i16, 64, 1, 2 * 64 * 64, "GMAC/s"},

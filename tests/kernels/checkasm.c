@@ -129,7 +129,7 @@ double ca_now(void)
 
 typedef void group_fn(ca_ctx *ctx);
 /* Groups that every level above ref goes through, and those that need the reference alone. */
-static group_fn *const level_groups[] = {check_gemm, check_float, check_attention};
+static group_fn *const level_groups[] = {check_gemm, check_float, check_attention, check_delta};
 static group_fn *const ref_groups[] = {check_pack};
 static group_fn *const benches[] = {bench_gemm, bench_float};
 

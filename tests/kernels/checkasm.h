@@ -60,8 +60,9 @@ void check_gemm(ca_ctx *ctx);  /* check_gemm.c: products, activations */
 void check_pack(ca_ctx *ctx);  /* check_gemm.c: packers against dequantised rows, with the reference */
 void bench_gemm(ca_ctx *ctx);  /* bench_gemm.c */
 void check_float(ca_ctx *ctx); /* check_float.c: the float slots */
-void bench_float(ca_ctx *ctx); /* check_float.c: attention too */
+void bench_float(ca_ctx *ctx); /* check_float.c: of all slots but products */
 void check_attention(ca_ctx *ctx); /* check_attn.c */
+void check_delta(ca_ctx *ctx);     /* check_delta.c */
 
 /* True when "<level> <name>" contains the filter, or there is none. */
 bool ca_bench_wanted(const ca_ctx *ctx, const char *name);

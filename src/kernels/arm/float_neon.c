@@ -68,6 +68,24 @@ static void silu_mul_neon(const float *gate, const float *up, size_t n, float *o
     memcpy(out + i, r, (n - i) * sizeof *r);
 }
 
+static inline float32x4_t sigmoid_mul(float32x4_t x, float32x4_t g)
+{
+    const float32x4_t one = vdupq_n_f32(1.0f);
+    return vmulq_f32(x, vdivq_f32(one, vaddq_f32(one, exp_neon(vnegq_f32(g)))));
+}
+
+static void sigmoid_mul_neon(const float *x, const float *gate, size_t n, float *out)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vst1q_f32(out + i, sigmoid_mul(vld1q_f32(x + i), vld1q_f32(gate + i)));
+    if (i == n) return;
+    float xt[LANES] = {0}, g[LANES] = {0}, r[LANES];
+    memcpy(xt, x + i, (n - i) * sizeof *xt);
+    memcpy(g, gate + i, (n - i) * sizeof *g);
+    vst1q_f32(r, sigmoid_mul(vld1q_f32(xt), vld1q_f32(g)));
+    memcpy(out + i, r, (n - i) * sizeof *r);
+}
+
 static void rope_neon(float *x, const float *cos, const float *sin, size_t n)
 {
     size_t half = n / 2, i = 0;
@@ -106,5 +124,6 @@ void qw_float_init_neon(qw_kernels *t)
     t->rms_norm = rms_norm_neon;
     t->add = add_neon;
     t->silu_mul = silu_mul_neon;
+    t->sigmoid_mul = sigmoid_mul_neon;
     t->rope = rope_neon;
 }

@@ -8,6 +8,7 @@ void qw_kernels_init_neon(qw_kernels *t)
     qw_gemm_init_neon(t);
     qw_gemm_float_init_neon(t);
     qw_float_init_neon(t);
+    qw_delta_init_neon(t);
     qw_attn_f32_init_neon(t);
     qw_attn_i16_init_neon(t);
 }

@@ -6,7 +6,7 @@
 #include "kernels/ref/float_ref.h"
 #include "kernels/ref/fma_ref.h"
 
-enum { SUMS = 4 };
+enum { SUMS = 2 };
 
 static void conv_silu_ref(const float *const *u, const float *w, size_t ld_w, size_t n_taps, size_t n, float *out)
 {
@@ -21,18 +21,15 @@ static void conv_silu_ref(const float *const *u, const float *w, size_t ld_w, si
 static float delta_lane(float *s, size_t dk, const float *q, const float *k, float v, float g, float beta)
 {
     float m[SUMS] = {0}, o[SUMS] = {0};
-    for (size_t i = 0; i < dk; i++) {
-        float decayed = s[i * QW_DELTA_LANES] * g;
-        m[i % SUMS] = qw_ref_fma(decayed, k[i], m[i % SUMS]);
-    }
-    float delta = beta * (v - ((m[0] + m[1]) + (m[2] + m[3])));
+    for (size_t i = 0; i < dk; i++) m[i % SUMS] = qw_ref_fma(s[i * QW_DELTA_LANES], k[i], m[i % SUMS]);
+    float delta = beta * qw_ref_fma(-g, m[0] + m[1], v);
     for (size_t i = 0; i < dk; i++) {
         float *at = &s[i * QW_DELTA_LANES];
         float decayed = *at * g;
         *at = qw_ref_fma(k[i], delta, decayed);
         o[i % SUMS] = qw_ref_fma(*at, q[i], o[i % SUMS]);
     }
-    return (o[0] + o[1]) + (o[2] + o[3]);
+    return o[0] + o[1];
 }
 
 static void delta_rule_ref(float *s, size_t dk, size_t n_tokens, const float *q, const float *k, size_t ld_qk, const float *v,

@@ -74,6 +74,25 @@ static void silu_mul_avx2(const float *gate, const float *up, size_t n, float *o
     memcpy(out + i, r, (n - i) * sizeof *r);
 }
 
+static inline __m256 sigmoid_mul(__m256 x, __m256 g)
+{
+    const __m256 one = _mm256_set1_ps(1.0f);
+    __m256 e = exp256(_mm256_xor_ps(g, _mm256_set1_ps(-0.0f)));
+    return _mm256_mul_ps(x, _mm256_div_ps(one, _mm256_add_ps(one, e)));
+}
+
+static void sigmoid_mul_avx2(const float *x, const float *gate, size_t n, float *out)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) _mm256_storeu_ps(out + i, sigmoid_mul(_mm256_loadu_ps(x + i), _mm256_loadu_ps(gate + i)));
+    if (i == n) return;
+    float xt[LANES] = {0}, g[LANES] = {0}, r[LANES];
+    memcpy(xt, x + i, (n - i) * sizeof *xt);
+    memcpy(g, gate + i, (n - i) * sizeof *g);
+    _mm256_storeu_ps(r, sigmoid_mul(_mm256_loadu_ps(xt), _mm256_loadu_ps(g)));
+    memcpy(out + i, r, (n - i) * sizeof *r);
+}
+
 static void rope_avx2(float *x, const float *cos, const float *sin, size_t n)
 {
     size_t half = n / 2, i = 0;
@@ -114,5 +133,6 @@ void qw_float_init_avx2(qw_kernels *t)
     t->rms_norm = rms_norm_avx2;
     t->add = add_avx2;
     t->silu_mul = silu_mul_avx2;
+    t->sigmoid_mul = sigmoid_mul_avx2;
     t->rope = rope_avx2;
 }

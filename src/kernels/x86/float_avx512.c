@@ -81,6 +81,17 @@ static void silu_mul_avx512(const float *gate, const float *up, size_t n, float 
     }
 }
 
+static void sigmoid_mul_avx512(const float *x, const float *gate, size_t n, float *out)
+{
+    const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-0.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        __mmask16 in = first_n(n - i);
+        __m512 e = exp512(_mm512_xor_ps(_mm512_maskz_loadu_ps(in, gate + i), minus));
+        __m512 sigmoid = _mm512_div_ps(one, _mm512_add_ps(one, e));
+        _mm512_mask_storeu_ps(out + i, in, _mm512_mul_ps(_mm512_maskz_loadu_ps(in, x + i), sigmoid));
+    }
+}
+
 static void rope_avx512(float *x, const float *cos, const float *sin, size_t n)
 {
     size_t half = n / 2;
@@ -99,5 +110,6 @@ void qw_float_init_avx512(qw_kernels *t)
     t->rms_norm = rms_norm_avx512;
     t->add = add_avx512;
     t->silu_mul = silu_mul_avx512;
+    t->sigmoid_mul = sigmoid_mul_avx512;
     t->rope = rope_avx512;
 }

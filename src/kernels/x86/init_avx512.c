@@ -7,6 +7,7 @@ void qw_kernels_init_avx512(qw_kernels *t)
 {
     qw_gemm_float_init_avx512(t);
     qw_float_init_avx512(t);
+    qw_delta_init_avx512(t);
     qw_attn_f32_init_avx512(t);
     qw_attn_i16_init_avx512(t);
 }

@@ -139,8 +139,6 @@ typedef struct qw_delta_in {
     const float *z;     /* [n_rows, n_v_heads * v_dim]: the output gate */
     const float *beta, *alpha; /* [n_rows, n_v_heads] with ld_gates; value head j of key head i at i * per_k_head + j */
     size_t ld_gates, per_k_head; /* per_k_head 0: at the value head's own number */
-    float *mixed;       /* [n_rows, channels]: scratch that a device may use */
-    float *decays;      /* [n_rows, 2 * n_v_heads]: the same */
 } qw_delta_in;
 
 typedef enum qw_kv_type {
@@ -283,6 +281,7 @@ typedef struct qw_cpu_sizes {
     uint32_t index_top; /* blocks a query chooses with block-sparse attention; 0: none */
     size_t n_experts, n_used, hidden, expert_ffn; /* of the largest block of experts; 0: none */
     size_t source_bytes; /* the most that reading a row through its source takes; 0: all weights have data */
+    size_t k_dim, v_dim; /* of a delta-net's heads; 0: none */
     bool acts[QW_ACT_COUNT]; /* what the packed weights want their input as */
 } qw_cpu_sizes;
 

@@ -44,7 +44,7 @@ static void delta_forward(qw_pass *p, const qw_layer *l)
         {.w = &l->delta.alpha, .out = p->alpha, .ld = ld},
     };
     qw_delta_in in = {.qkv = p->qkv, .z = p->z, .beta = p->beta, .alpha = joint ? p->beta + ratio : p->alpha,
-                      .ld_gates = ld, .per_k_head = joint ? 2 * ratio : 0, .mixed = p->convolved, .decays = p->decays};
+                      .ld_gates = ld, .per_k_head = joint ? 2 * ratio : 0};
     qw_linear out = {.w = &l->delta.out, .out = p->sum, .ld = h, .add = true};
 
     ops->linear(p->be, p->normed, h, n, projections, joint ? 3 : 4);

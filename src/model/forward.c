@@ -43,7 +43,7 @@ qw_cpu_sizes qw_net_cpu_sizes(const qw_net *net, size_t n_rows_max, bool packed)
     size_t k_max = max_size(max_size(hp->hidden, max_size(hp->ffn, hp->shared_ffn)), mixed_floats(hp));
     qw_cpu_sizes sizes = {.n_rows_max = n_rows_max, .k_max = max_size(k_max, hp->expert_ffn), .head_dim = hp->head_dim,
                           .n_experts = hp->n_experts, .n_used = hp->n_experts_used, .hidden = hp->hidden,
-                          .expert_ffn = hp->expert_ffn};
+                          .expert_ffn = hp->expert_ffn, .k_dim = hp->k_dim, .v_dim = hp->v_dim};
     size_t wide = (size_t)hp->n_streams * hp->hidden;
     sizes.k_max = max_size(sizes.k_max, max_size(wide, max_size(hp->hyper_rank, gram_floats(hp))));
     sizes.index_top = hp->index_top;
@@ -70,8 +70,7 @@ static size_t divide(qw_pass *p, const qw_net *net, size_t n)
         {&p->v, n * kv},         {&p->mixed, n * mixed_floats(hp)},
         {&p->gate, n * ffn},     {&p->up, n * ffn},            {&p->cos, n * half},
         {&p->sin, n * half},     {&p->inv_freq, half},         {&p->qkv, n * channels},
-        {&p->convolved, n * channels}, {&p->z, n * value},     {&p->beta, n * gates},
-        {&p->alpha, n * gates / 2}, {&p->decays, n * gates}, 
+        {&p->z, n * value},      {&p->beta, n * gates},        {&p->alpha, n * gates / 2},
         {&p->joined, net->mtp ? 2 * n * hp->hidden : 0},
         {&p->wide, streams * wide},    {&p->mix, streams * wide},  {&p->low, streams * hp->hyper_rank},
         {&p->inject, streams * hp->n_streams}, {&p->block_out, streams * hp->hidden},

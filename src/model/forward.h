@@ -41,10 +41,9 @@ struct qw_pass {
     float *cos, *sin;    /* [n_rows, n_rot / 2] of the rows' positions */
     float *inv_freq;     /* [n_rot / 2] */
     /* of delta-nets: */
-    float *qkv, *convolved; /* [n_rows, channels] */
+    float *qkv;          /* [n_rows, channels] */
     float *z;            /* [n_rows, n_v_heads * v_dim] */
     float *beta, *alpha; /* [n_rows, 2 * n_v_heads] together */
-    float *decays;       /* [n_rows, 2 * n_v_heads] */
     /* of hyper-connections, per-layer embedding and block-sparse attention: */
     float *wide, *mix;   /* [n_rows, n_streams * hidden]: normed streams; how much of each is read */
     float *low;          /* [n_rows, hyper_rank] */

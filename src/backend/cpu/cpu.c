@@ -16,7 +16,8 @@ static size_t round_up(size_t n, size_t to)
 
 static size_t thread_scratch_bytes(const qw_cpu_sizes *s)
 {
-    size_t wanted[] = {qw_cpu_linear_scratch(s), qw_cpu_attention_scratch(s), qw_cpu_moe_scratch(s)}, most = 0;
+    size_t wanted[] = {qw_cpu_linear_scratch(s), qw_cpu_attention_scratch(s), qw_cpu_moe_scratch(s), qw_cpu_delta_scratch(s)};
+    size_t most = 0;
     for (size_t i = 0; i < sizeof wanted / sizeof *wanted; i++) most = wanted[i] > most ? wanted[i] : most;
     return round_up(most, 4096);
 }

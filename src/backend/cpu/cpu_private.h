@@ -60,10 +60,11 @@ static inline const uint8_t *qw_cpu_row(const qw_cpu *cpu, const qw_weight *w, s
     return qw_weight_read(w, stacked, row, 1, cpu->made + (size_t)thread * cpu->made_bytes);
 }
 
-/* Bytes of scratch that products, attention and experts want for one thread. */
+/* Bytes of scratch that products, attention, experts and delta-nets want for one thread. */
 size_t qw_cpu_linear_scratch(const qw_cpu_sizes *s);
 size_t qw_cpu_attention_scratch(const qw_cpu_sizes *s);
 size_t qw_cpu_moe_scratch(const qw_cpu_sizes *s);
+size_t qw_cpu_delta_scratch(const qw_cpu_sizes *s);
 
 /* Operations of the table (backend.h). */
 void qw_cpu_linear(qw_backend *be, const float *x, size_t ld_x, size_t n_rows, const qw_linear *products,

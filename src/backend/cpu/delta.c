@@ -5,15 +5,21 @@
  *     out = rms_norm(o) * act(z), head by head
  *
  * Source: transformers, modeling_qwen3_next and modeling_qwen3_5. An item is one key head of one sequence, with the value
- * heads that read it: its channels, its state and its part of every scratch buffer are nobody else's, so one run does all
- * of it, for the sequence's rows in order. The recurrence runs token by token, whatever the batch: a cut changes no bit.
+ * heads that read it: its channels and its state are nobody else's, so one run does all of it. Its rows pass in order, in
+ * blocks that lie densely in the thread's scratch: rows of the batch are a power of two of bytes apart, and a head's part of
+ * many of them would meet in a few lines of the cache. The recurrence runs token by token, whatever the batch: a cut
+ * changes no bit.
  */
 #include <math.h>
 #include <string.h>
 
 #include "backend/cpu/cpu_private.h"
 
-enum { TAPS_MAX = 8 };
+enum {
+    TAPS_MAX = 8,
+    BLOCK_ROWS = 32,
+    ROWS_AHEAD = 4 /* whose part of the batch is fetched: the processor sees no pattern in them */
+};
 
 typedef struct delta_args {
     qw_cpu *cpu;
@@ -24,10 +30,55 @@ typedef struct delta_args {
     float *out;
 } delta_args;
 
+/* Some rows of a sequence, and one key head's part of them. */
+typedef struct block {
+    size_t n, row[BLOCK_ROWS];          /* their numbers in the batch */
+    const float *past[TAPS_MAX - 1];    /* [channels] each: inputs before the first of them, oldest first */
+    float *q, *k;                       /* [n, k_dim] */
+    float *v, *o;                       /* [n, v_dim] of one value head */
+    float *gates;                       /* [n, 2] of one value head: g and beta */
+} block;
+
+size_t qw_cpu_delta_scratch(const qw_cpu_sizes *s)
+{
+    return BLOCK_ROWS * (2 * s->k_dim + 2 * s->v_dim + 2) * sizeof(float);
+}
+
+static block new_block(const delta_args *a, int thread)
+{
+    const qw_delta *d = a->d;
+    block b = {.q = qw_cpu_scratch(a->cpu, thread)};
+    b.k = b.q + (size_t)BLOCK_ROWS * d->k_dim;
+    b.v = b.k + (size_t)BLOCK_ROWS * d->k_dim;
+    b.o = b.v + (size_t)BLOCK_ROWS * d->v_dim;
+    b.gates = b.o + (size_t)BLOCK_ROWS * d->v_dim;
+    return b;
+}
+
 /* A range of channels: where they are in a row of qkv, and how many. */
 typedef struct channels {
     size_t at, n;
 } channels;
+
+static size_t value_head(const qw_delta *d, size_t k_head, size_t i)
+{
+    return d->tiled ? k_head + i * d->n_k_heads : k_head * (d->n_v_heads / d->n_k_heads) + i;
+}
+
+static channels q_channels(const qw_delta *d, size_t k_head)
+{
+    return (channels){k_head * d->k_dim, d->k_dim};
+}
+
+static channels k_channels(const qw_delta *d, size_t k_head)
+{
+    return (channels){(d->n_k_heads + k_head) * d->k_dim, d->k_dim};
+}
+
+static channels v_channels(const qw_delta *d, size_t v_head)
+{
+    return (channels){2 * (size_t)d->n_k_heads * d->k_dim + v_head * d->v_dim, d->v_dim};
+}
 
 typedef struct state {
     float *conv; /* [n_taps - 1, channels] */
@@ -61,25 +112,44 @@ static bool is_first(const delta_args *a, size_t r)
     return true;
 }
 
+/* Asks for n floats of a row to come. */
+static void fetch(const float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i += 64 / sizeof *x) __builtin_prefetch(x + i);
+}
+
 /* ---- convolution ------------------------------------------------------------------------------- */
 
-/* Those channels of all of the sequence's rows, and of its state. */
-static void convolve(const delta_args *a, size_t first, channels c)
+/* out [n, c.n] */
+static void convolve(const delta_args *a, const block *b, channels c, float *out)
 {
     const qw_delta *d = a->d;
     size_t n_channels = qw_delta_channels(d), n_past = d->n_taps - 1;
-    float *past = state_of(d, &a->rows[first]).conv + c.at;
     const float *u[TAPS_MAX];
-    for (size_t j = 0; j < n_past; j++) u[j] = past + j * n_channels;
-    for (size_t r = first; r < a->n_rows; r = next_row(a, r)) {
-        u[n_past] = a->in->qkv + r * n_channels + c.at;
-        a->cpu->kernels->conv_silu(u, d->conv + c.at, n_channels, d->n_taps, c.n, a->in->mixed + r * n_channels + c.at);
+    for (size_t j = 0; j < n_past; j++) u[j] = b->past[j] + c.at;
+    for (size_t i = 0; i < b->n; i++) {
+        if (i + ROWS_AHEAD < b->n) fetch(a->in->qkv + b->row[i + ROWS_AHEAD] * n_channels + c.at, c.n);
+        u[n_past] = a->in->qkv + b->row[i] * n_channels + c.at;
+        a->cpu->kernels->conv_silu(u, d->conv + c.at, n_channels, d->n_taps, c.n, out + i * c.n);
         for (size_t j = 0; j < n_past; j++) u[j] = u[j + 1];
     }
-    /* u[0..n_past) are the last inputs now; those that were in the state move down, oldest first. */
-    for (size_t j = 0; j < n_past; j++) {
-        if (u[j] != past + j * n_channels) memmove(past + j * n_channels, u[j], c.n * sizeof *past);
+}
+
+static void pass_block(const delta_args *a, block *b)
+{
+    size_t n_channels = qw_delta_channels(a->d), n_past = a->d->n_taps - 1;
+    for (size_t i = 0; i < b->n; i++) {
+        for (size_t j = 0; j + 1 < n_past; j++) b->past[j] = b->past[j + 1];
+        b->past[n_past - 1] = a->in->qkv + b->row[i] * n_channels;
     }
+}
+
+/* The last inputs become the state's; those that were there already move down, oldest first. */
+static void keep_past(const delta_args *a, const block *b, float *conv, channels c)
+{
+    size_t n_channels = qw_delta_channels(a->d);
+    for (size_t j = 0; j + 1 < a->d->n_taps; j++)
+        memmove(conv + j * n_channels + c.at, b->past[j] + c.at, c.n * sizeof *conv);
 }
 
 /* ---- one head ---------------------------------------------------------------------------------- */
@@ -89,8 +159,8 @@ static void l2_norm(const qw_kernels *kernels, float *x, size_t n, float scale)
 {
     float sum;
     kernels->dot_f32(x, n, x, n, 1, &sum, 1);
-    float by = 1.0f / sqrtf(sum + 1e-6f);
-    for (size_t i = 0; i < n; i++) x[i] = x[i] * by * scale;
+    float by = scale / sqrtf(sum + 1e-6f);
+    for (size_t i = 0; i < n; i++) x[i] *= by;
 }
 
 static float softplus(float x)
@@ -103,85 +173,90 @@ static float sigmoid(float x)
     return 1.0f / (1.0f + expf(-x));
 }
 
-static size_t value_head(const qw_delta *d, size_t k_head, size_t i)
-{
-    return d->tiled ? k_head + i * d->n_k_heads : k_head * (d->n_v_heads / d->n_k_heads) + i;
-}
-
-/* decays[r, 2j], [2j + 1]: g and beta of value head j */
-static void gates(const delta_args *a, size_t r, size_t k_head, size_t i)
+/* at: the value head's place in the rows of alpha and beta */
+static void find_gates(const delta_args *a, block *b, size_t v_head, size_t at)
 {
     const qw_delta *d = a->d;
-    size_t j = value_head(d, k_head, i);
-    size_t at = r * a->in->ld_gates + (a->in->per_k_head ? k_head * a->in->per_k_head + i : j);
-    float *to = a->in->decays + (r * d->n_v_heads + j) * 2;
-    to[0] = expf(d->a[j] * softplus(a->in->alpha[at] + d->dt[j]));
-    to[1] = sigmoid(a->in->beta[at]);
-}
-
-/* Rows [r, r + n) follow each other in one sequence. */
-static void recur(const delta_args *a, size_t r, size_t n, size_t k_head, size_t j)
-{
-    const qw_delta *d = a->d;
-    size_t n_channels = qw_delta_channels(d), key = (size_t)d->n_k_heads * d->k_dim, value = (size_t)d->n_v_heads * d->v_dim;
-    const float *row = a->in->mixed + r * n_channels;
-    float *s = state_of(d, &a->rows[r]).s + j * d->k_dim * d->v_dim;
-    for (size_t v = 0; v < d->v_dim; v += QW_DELTA_LANES) {
-        a->cpu->kernels->delta_rule(s + v * d->k_dim, d->k_dim, n, row + k_head * d->k_dim, row + key + k_head * d->k_dim,
-                                    n_channels, row + 2 * key + j * d->v_dim + v, n_channels,
-                                    a->in->decays + (r * d->n_v_heads + j) * 2, 2 * (size_t)d->n_v_heads,
-                                    a->out + r * value + j * d->v_dim + v, value);
+    for (size_t i = 0; i < b->n; i++) {
+        size_t from = b->row[i] * a->in->ld_gates + at;
+        b->gates[2 * i] = expf(d->a[v_head] * softplus(a->in->alpha[from] + d->dt[v_head]));
+        b->gates[2 * i + 1] = sigmoid(a->in->beta[from]);
     }
 }
 
-static void finish(const delta_args *a, size_t r, size_t j)
+static void recur(const delta_args *a, const block *b, float *s)
 {
     const qw_delta *d = a->d;
-    size_t at = r * d->n_v_heads * d->v_dim + j * d->v_dim;
-    float *o = a->out + at;
-    const float *z = a->in->z + at;
-    a->cpu->kernels->rms_norm(o, d->norm, d->v_dim, d->eps, o);
-    if (d->sigmoid_gate)
-        a->cpu->kernels->sigmoid_mul(o, z, d->v_dim, o);
-    else
-        a->cpu->kernels->silu_mul(z, o, d->v_dim, o);
+    for (size_t v = 0; v < d->v_dim; v += QW_DELTA_LANES) {
+        a->cpu->kernels->delta_rule(s + v * d->k_dim, d->k_dim, b->n, b->q, b->k, d->k_dim, b->v + v, d->v_dim, b->gates, 2,
+                                    b->o + v, d->v_dim);
+    }
+}
+
+static void finish(const delta_args *a, const block *b, size_t v_head)
+{
+    const qw_delta *d = a->d;
+    const qw_kernels *kernels = a->cpu->kernels;
+    size_t value = (size_t)d->n_v_heads * d->v_dim, at_head = v_head * d->v_dim;
+    for (size_t i = 0; i < b->n; i++) {
+        size_t at = b->row[i] * value + at_head;
+        float *o = b->o + i * d->v_dim;
+        if (i + ROWS_AHEAD < b->n) fetch(a->in->z + b->row[i + ROWS_AHEAD] * value + at_head, d->v_dim);
+        kernels->rms_norm(o, d->norm, d->v_dim, d->eps, o);
+        if (d->sigmoid_gate)
+            kernels->sigmoid_mul(o, a->in->z + at, d->v_dim, a->out + at);
+        else
+            kernels->silu_mul(a->in->z + at, o, d->v_dim, a->out + at);
+    }
+}
+
+static void delta_block(const delta_args *a, block *b, size_t k_head, float *s)
+{
+    const qw_delta *d = a->d;
+    size_t ratio = d->n_v_heads / d->n_k_heads;
+    float scale = 1.0f / sqrtf((float)d->k_dim);
+    convolve(a, b, q_channels(d, k_head), b->q);
+    convolve(a, b, k_channels(d, k_head), b->k);
+    for (size_t i = 0; i < b->n; i++) {
+        l2_norm(a->cpu->kernels, b->q + i * d->k_dim, d->k_dim, scale);
+        l2_norm(a->cpu->kernels, b->k + i * d->k_dim, d->k_dim, 1.0f);
+    }
+    for (size_t i = 0; i < ratio; i++) {
+        size_t v_head = value_head(d, k_head, i);
+        convolve(a, b, v_channels(d, v_head), b->v);
+        find_gates(a, b, v_head, a->in->per_k_head ? k_head * a->in->per_k_head + i : v_head);
+        recur(a, b, s + v_head * d->k_dim * d->v_dim);
+        finish(a, b, v_head);
+    }
 }
 
 /* Key head k_head of the sequence whose first row in the batch is `first`. */
-static void delta_head(const delta_args *a, size_t first, size_t k_head)
+static void delta_head(const delta_args *a, size_t first, size_t k_head, int thread)
 {
     const qw_delta *d = a->d;
-    size_t n_channels = qw_delta_channels(d), key = (size_t)d->n_k_heads * d->k_dim, ratio = d->n_v_heads / d->n_k_heads;
-    float scale = 1.0f / sqrtf((float)d->k_dim);
-    convolve(a, first, (channels){k_head * d->k_dim, d->k_dim});
-    convolve(a, first, (channels){key + k_head * d->k_dim, d->k_dim});
-    for (size_t i = 0; i < ratio; i++)
-        convolve(a, first, (channels){2 * key + value_head(d, k_head, i) * d->v_dim, d->v_dim});
-    for (size_t r = first; r < a->n_rows; r = next_row(a, r)) {
-        float *q = a->in->mixed + r * n_channels + k_head * d->k_dim;
-        l2_norm(a->cpu->kernels, q, d->k_dim, scale);
-        l2_norm(a->cpu->kernels, q + key, d->k_dim, 1.0f);
-        for (size_t i = 0; i < ratio; i++) gates(a, r, k_head, i);
+    state st = state_of(d, &a->rows[first]);
+    block b = new_block(a, thread);
+    for (size_t j = 0; j + 1 < d->n_taps; j++) b.past[j] = st.conv + j * qw_delta_channels(d);
+    for (size_t r = first; r < a->n_rows;) {
+        for (b.n = 0; b.n < BLOCK_ROWS && r < a->n_rows; r = next_row(a, r)) b.row[b.n++] = r;
+        delta_block(a, &b, k_head, st.s);
+        pass_block(a, &b);
     }
-    for (size_t r = first, n; r < a->n_rows;) {
-        for (n = 1; r + n < a->n_rows && same_sequence(&a->rows[r + n], &a->rows[r]);) n++;
-        for (size_t i = 0; i < ratio; i++) recur(a, r, n, k_head, value_head(d, k_head, i));
-        r = next_row(a, r + n - 1);
-    }
-    for (size_t r = first; r < a->n_rows; r = next_row(a, r))
-        for (size_t i = 0; i < ratio; i++) finish(a, r, value_head(d, k_head, i));
+    keep_past(a, &b, st.conv, q_channels(d, k_head));
+    keep_past(a, &b, st.conv, k_channels(d, k_head));
+    for (size_t i = 0; i < d->n_v_heads / d->n_k_heads; i++)
+        keep_past(a, &b, st.conv, v_channels(d, value_head(d, k_head, i)));
 }
 
 /* Items: sequences in the order of their first rows, the key head fastest. */
 static void delta_items(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     const delta_args *a = ctx;
     int64_t item = 0;
     for (size_t r = 0; r < a->n_rows && item < end; r++) {
         if (!is_first(a, r)) continue;
         for (size_t k_head = 0; k_head < a->d->n_k_heads; k_head++, item++)
-            if (item >= begin && item < end) delta_head(a, r, k_head);
+            if (item >= begin && item < end) delta_head(a, r, k_head, thread);
     }
 }
 
@@ -191,7 +266,8 @@ void qw_cpu_delta_net(qw_backend *be, const qw_delta *d, const qw_kv_row *rows, 
     qw_cpu *cpu = (qw_cpu *)be;
     delta_args args = {.cpu = cpu, .d = d, .rows = rows, .n_rows = n_rows, .in = in, .out = out};
     int64_t n_items = 0;
-    QW_ASSERT(d->n_taps >= 1 && d->n_taps <= TAPS_MAX && d->v_dim % QW_DELTA_LANES == 0);
+    QW_ASSERT(d->k_dim <= cpu->sizes.k_dim && d->v_dim <= cpu->sizes.v_dim);
+    QW_ASSERT(d->n_taps >= 2 && d->n_taps <= TAPS_MAX && d->v_dim % QW_DELTA_LANES == 0);
     for (size_t r = 0; r < n_rows; r++) n_items += is_first(&args, r) ? d->n_k_heads : 0;
     qw_pool_run(cpu->pool, n_items, 1, delta_items, &args);
 }

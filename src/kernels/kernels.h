@@ -144,6 +144,7 @@ typedef struct qw_kernels {
     /* out = x * rsqrt(mean(x^2) + eps) * w, all [k]; the mean with the partial sums of dot_f32. */
     void (*rms_norm)(const float *x, const float *w, size_t k, float eps, float *out);
     void (*add)(float *x, const float *y, size_t n); /* x += y */
+    void (*add_scaled)(float *x, const float *y, float scale, size_t n); /* x = fma(scale, y, x) */
     /* out = silu(gate) * up, silu(g) = g / (1 + exp(-g)); out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
     /* out = x * sigmoid(gate), sigmoid(g) = 1 / (1 + exp(-g)); out may be x. */

@@ -133,6 +133,14 @@ static void check_add(ca_ctx *ctx, size_t n)
     ca_expect_same(ctx, x.data, want, n, "add of the reference", n);
     ca_expect_same(ctx, out.data, want, n, "add", n);
     ca_check(ctx, ca_buf_intact(&out), "add, n %zu: wrote outside", n);
+
+    float scale = ca_rand_normal(ctx);
+    for (size_t i = 0; i < n; i++) want[i] = fmaf(scale, ((const float *)y.data)[i], want[i]);
+    ctx->ref->add_scaled(x.data, y.data, scale, n);
+    ctx->t->add_scaled(out.data, y.data, scale, n);
+    ca_expect_same(ctx, x.data, want, n, "add_scaled of the reference", n);
+    ca_expect_same(ctx, out.data, want, n, "add_scaled", n);
+    ca_check(ctx, ca_buf_intact(&out), "add_scaled, n %zu: wrote outside", n);
     free(want);
     ca_buf_free(&out);
     ca_input_free(&x);

@@ -266,24 +266,19 @@ static void down_items(void *ctx, int64_t begin, int64_t end, int thread)
 /* The row's experts in the order of their numbers, then the shared one. */
 static void sum_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
-    (void)thread;
     const moe_run *a = ctx;
     const qw_cpu_moe *m = &a->cpu->moe;
+    const qw_kernels *kernels = a->cpu->kernels;
     size_t n = a->w->n_used, h = a->w->down->rows;
+    float *sum = qw_cpu_scratch(a->cpu, thread); /* [h] */
     for (size_t r = (size_t)begin; r < (size_t)end; r++) {
-        float *x = a->x + r * a->ld_x, *sum = m->y + m->pair[r * n] * h; /* into the first one's result */
-        for (size_t j = 0; j < h; j++) sum[j] *= m->weight[r * n];
-        for (size_t i = 1; i < n; i++) {
-            const float *y = m->y + m->pair[r * n + i] * h;
-            float weight = m->weight[r * n + i];
-            for (size_t j = 0; j < h; j++) sum[j] += weight * y[j];
-        }
+        memset(sum, 0, h * sizeof *sum);
+        for (size_t i = r * n; i < (r + 1) * n; i++) kernels->add_scaled(sum, m->y + m->pair[i] * h, m->weight[i], h);
         if (a->w->shared_down) {
             float scale = a->w->shared_scale ? 1.0f / (1.0f + expf(-m->scale[r])) : 1.0f;
-            const float *y = m->shared + r * h;
-            for (size_t j = 0; j < h; j++) sum[j] += scale * y[j];
+            kernels->add_scaled(sum, m->shared + r * h, scale, h);
         }
-        a->cpu->kernels->add(x, sum, h);
+        kernels->add(a->x + r * a->ld_x, sum, h);
     }
 }
 
@@ -301,9 +296,14 @@ static void shared_expert(moe_run *a)
     be->ops->swiglu(be, a->n, a->ld_n, a->n_rows, &shared, m->shared, h);
 }
 
+/* Of a few rows, in this thread: it takes less time than to wake another. */
 static void run_rows(const moe_run *a, size_t n, qw_pool_fn *fn)
 {
-    qw_pool_run(a->cpu->pool, (int64_t)n, 1 + (int64_t)n / (8 * a->cpu->n_threads), fn, (void *)(uintptr_t)a);
+    void *ctx = (void *)(uintptr_t)a;
+    if (a->n_rows < QW_CPU_INLINE_ROWS)
+        fn(ctx, 0, (int64_t)n, 0);
+    else
+        qw_pool_run(a->cpu->pool, (int64_t)n, 1 + (int64_t)n / (8 * a->cpu->n_threads), fn, ctx);
 }
 
 void qw_cpu_moe_run(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, const qw_moe *w, float *x, size_t ld_x)

@@ -89,6 +89,11 @@ static void add_ref(float *x, const float *y, size_t n)
     for (size_t i = 0; i < n; i++) x[i] += y[i];
 }
 
+static void add_scaled_ref(float *x, const float *y, float scale, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] = qw_ref_fma(scale, y[i], x[i]);
+}
+
 static void silu_mul_ref(const float *gate, const float *up, size_t n, float *out)
 {
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + qw_ref_exp(-gate[i])) * up[i];
@@ -115,6 +120,7 @@ void qw_float_init_ref(qw_kernels *t)
     t->dequantize_row = qw_dequantize_row;
     t->rms_norm = rms_norm_ref;
     t->add = add_ref;
+    t->add_scaled = add_scaled_ref;
     t->silu_mul = silu_mul_ref;
     t->sigmoid_mul = sigmoid_mul_ref;
     t->rope = rope_ref;

@@ -55,6 +55,15 @@ static void add_avx2(float *x, const float *y, size_t n)
     for (; i < n; i++) x[i] += y[i];
 }
 
+static void add_scaled_avx2(float *x, const float *y, float scale, size_t n)
+{
+    const __m256 factor = _mm256_set1_ps(scale);
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        _mm256_storeu_ps(x + i, _mm256_fmadd_ps(factor, _mm256_loadu_ps(y + i), _mm256_loadu_ps(x + i)));
+    for (; i < n; i++) x[i] = fmaf(scale, y[i], x[i]);
+}
+
 static inline __m256 silu_mul(__m256 g, __m256 u)
 {
     __m256 e = exp256(_mm256_xor_ps(g, _mm256_set1_ps(-0.0f)));
@@ -132,6 +141,7 @@ void qw_float_init_avx2(qw_kernels *t)
     t->dequantize_row = dequantize_row_avx2;
     t->rms_norm = rms_norm_avx2;
     t->add = add_avx2;
+    t->add_scaled = add_scaled_avx2;
     t->silu_mul = silu_mul_avx2;
     t->sigmoid_mul = sigmoid_mul_avx2;
     t->rope = rope_avx2;

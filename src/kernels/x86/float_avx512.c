@@ -69,6 +69,16 @@ static void add_avx512(float *x, const float *y, size_t n)
     }
 }
 
+static void add_scaled_avx512(float *x, const float *y, float scale, size_t n)
+{
+    const __m512 factor = _mm512_set1_ps(scale);
+    for (size_t i = 0; i < n; i += LANES) {
+        __mmask16 in = first_n(n - i);
+        __m512 sum = _mm512_fmadd_ps(factor, _mm512_maskz_loadu_ps(in, y + i), _mm512_maskz_loadu_ps(in, x + i));
+        _mm512_mask_storeu_ps(x + i, in, sum);
+    }
+}
+
 static void silu_mul_avx512(const float *gate, const float *up, size_t n, float *out)
 {
     const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-0.0f);
@@ -109,6 +119,7 @@ void qw_float_init_avx512(qw_kernels *t)
     t->dot_f32 = dot_f32_avx512;
     t->rms_norm = rms_norm_avx512;
     t->add = add_avx512;
+    t->add_scaled = add_scaled_avx512;
     t->silu_mul = silu_mul_avx512;
     t->sigmoid_mul = sigmoid_mul_avx512;
     t->rope = rope_avx512;

@@ -25,10 +25,20 @@ typedef enum qw_type {
     QW_TYPE_Q4_K = 12,
     QW_TYPE_Q5_K = 13,
     QW_TYPE_Q6_K = 14,
+    QW_TYPE_IQ2_XXS = 16,
+    QW_TYPE_IQ2_XS = 17,
+    QW_TYPE_IQ3_XXS = 18,
+    QW_TYPE_IQ1_S = 19,
     QW_TYPE_IQ4_NL = 20,
+    QW_TYPE_IQ3_S = 21,
+    QW_TYPE_IQ2_S = 22,
     QW_TYPE_IQ4_XS = 23,
+    QW_TYPE_IQ1_M = 29,
     QW_TYPE_BF16 = 30,
+    QW_TYPE_TQ1_0 = 34,
+    QW_TYPE_TQ2_0 = 35,
     QW_TYPE_MXFP4 = 39,
+    QW_TYPE_NVFP4 = 40,
     QW_TYPE_LIMIT = 64 /* numbers at or above are not types */
 } qw_type;
 
@@ -47,6 +57,16 @@ typedef struct { uint8_t ql[128]; uint8_t qh[64]; int8_t scales[16]; qw_half d; 
 typedef struct { qw_half d; uint8_t qs[16]; } qw_block_iq4_nl;                      /* 32 */
 typedef struct { qw_half d; uint16_t scales_h; uint8_t scales_l[4]; uint8_t qs[128]; } qw_block_iq4_xs;
 typedef struct { uint8_t e; uint8_t qs[16]; } qw_block_mxfp4;                       /* 32 */
+typedef struct { qw_half d; uint8_t qs[64]; } qw_block_iq2_xxs;                     /* 256, as all up to TQ2_0 */
+typedef struct { qw_half d; uint16_t qs[32]; uint8_t scales[8]; } qw_block_iq2_xs;
+typedef struct { qw_half d; uint8_t qs[32], signs[32], qh[8], scales[8]; } qw_block_iq2_s;
+typedef struct { qw_half d; uint8_t qs[64], signs[32]; } qw_block_iq3_xxs;
+typedef struct { qw_half d; uint8_t qs[64], qh[8], signs[32], scales[4]; } qw_block_iq3_s;
+typedef struct { qw_half d; uint8_t qs[32]; uint16_t qh[8]; } qw_block_iq1_s;
+typedef struct { uint8_t qs[32], qh[16]; uint16_t scales[4]; } qw_block_iq1_m;
+typedef struct { uint8_t qs[48], qh[4]; qw_half d; } qw_block_tq1_0;
+typedef struct { uint8_t qs[64]; qw_half d; } qw_block_tq2_0;
+typedef struct { uint8_t d[4], qs[32]; } qw_block_nvfp4;                            /* 64 */
 
 typedef struct qw_type_info {
     const char *name;     /* "Q4_K"; NULL: not a type qw implements */
@@ -69,7 +89,8 @@ uint16_t qw_f32_to_bf16(float f); /* round to nearest even, NaN kept quiet */
 /* Reference codecs. n is a multiple of the type's block. Dequantisation is bit-equal to the `gguf`
  * package. Quantisation of a finite row is the format's plain method (minimising the scale choice as
  * the public reference does where it is closed form); it is deterministic. `weights` may be NULL, or
- * holds n importances (for the tools of a later release). Any thread. */
+ * holds n importances. Types of IQ1 to IQ3, TQ and NVFP4 are read only: quantising to them is an error of the caller.
+ * Any thread. */
 void qw_dequantize_row(qw_type type, const void *src, float *dst, size_t n);
 void qw_quantize_row(qw_type type, const float *src, void *dst, size_t n, const float *weights);
 /* False when a block's scale is NaN or infinite (reliability rule A3.46). */

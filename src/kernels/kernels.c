@@ -13,6 +13,13 @@
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static qw_kernels tables[QW_ISA_COUNT];
 
+/* Forms that are another one's layout take its product. */
+static void share(qw_kernels *t)
+{
+    t->gemm[QW_PACK_TQ1_0] = t->gemm[QW_PACK_TQ2_0] = t->gemm[QW_PACK_Q2_K];
+    t->gemm[QW_PACK_NVFP4] = t->gemm[QW_PACK_BF16];
+}
+
 /* Only the levels this machine has: an init function is compiled for its level. */
 static void build(void)
 {
@@ -31,6 +38,7 @@ static void build(void)
     for (int isa = 0; isa <= (int)qw_cpu_isa(); isa++) {
         if (isa > 0) tables[isa] = tables[isa - 1];
         if (raise[isa]) raise[isa](&tables[isa]);
+        share(&tables[isa]);
         tables[isa].isa = (qw_isa)isa;
     }
 }

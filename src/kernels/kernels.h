@@ -64,7 +64,18 @@ typedef enum qw_pack {
     QW_PACK_F32,
     QW_PACK_F16,
     QW_PACK_BF16,
-    QW_PACK_COUNT
+    QW_PACK_IQ2_XXS, /* from here to IQ3_S one form to the kernels */
+    QW_PACK_IQ2_XS,
+    QW_PACK_IQ2_S,
+    QW_PACK_IQ1_S,
+    QW_PACK_IQ1_M,
+    QW_PACK_IQ3_XXS,
+    QW_PACK_IQ3_S,
+    QW_PACK_TQ1_0,  /* laid out as Q2_K */
+    QW_PACK_TQ2_0,
+    QW_PACK_NVFP4,  /* as BF16, which holds its values exactly */
+    QW_PACK_COUNT,
+    QW_PACK_BOOK = QW_PACK_IQ2_XXS /* and this is its name: nibbles that stand for one of 16 levels */
 } qw_pack;
 
 /* Form of a type: every implemented type has one. */

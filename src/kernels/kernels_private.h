@@ -39,6 +39,7 @@ void qw_gemm_float_init_neon(qw_kernels *t);
 void qw_gemm_init_ref(qw_kernels *t);
 void qw_gemm_32_init_avx2(qw_kernels *t);  /* forms with blocks of 32 */
 void qw_gemm_256_init_avx2(qw_kernels *t); /* of 256 */
+void qw_gemm_book_init_avx2(qw_kernels *t); /* with a book of levels */
 void qw_gemm_init_avx512_vnni(qw_kernels *t);
 void qw_gemm_init_neon(qw_kernels *t);
 void qw_gemm_init_dotprod(qw_kernels *t);

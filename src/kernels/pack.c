@@ -8,6 +8,8 @@
 
 #include "base/status.h"
 #include "kernels/pack_layout.h"
+#include "kernels/ref/grids.h"
+#include "kernels/ref/half.h"
 
 enum { BLOCK_MAX = 256 };
 
@@ -174,6 +176,27 @@ static void read_iq4_xs(const void *row, size_t b, row_block *out)
     }
 }
 
+/* TQ: d * (q - 1), which is Q2_K's d * q - dmin with all scales and minima 1. */
+static void read_ternary(qw_type type, const void *block, row_block *out)
+{
+    qw_grid_block b;
+    qw_grid_of(type)->read(block, &b);
+    out->d = out->dmin = b.d;
+    memset(out->scale, 1, sizeof out->scale);
+    memset(out->min, 1, sizeof out->min);
+    for (size_t e = 0; e < 256; e++) out->q[e] = (uint8_t)(b.level[e] + 1);
+}
+
+static void read_tq1_0(const void *row, size_t b, row_block *out)
+{
+    read_ternary(QW_TYPE_TQ1_0, (const qw_block_tq1_0 *)row + b, out);
+}
+
+static void read_tq2_0(const void *row, size_t b, row_block *out)
+{
+    read_ternary(QW_TYPE_TQ2_0, (const qw_block_tq2_0 *)row + b, out);
+}
+
 /* ---- writers: 32 elements of 16 rows ------------------------------------------------------------ */
 
 /* Element-major to word-major: words [8][64] of elements [at, at + 32) of the 16 rows. */
@@ -333,6 +356,16 @@ static const pack_form forms[QW_PACK_COUNT] = {
                       write_q6},
     [QW_PACK_IQ4_XS] = {"iq4_xs", QW_TYPE_IQ4_XS, QW_ACT_Q8_256, 0, 128, QW_Q4_BYTES, read_iq4_xs, write_iq4xs_head,
                         write_q4},
+    [QW_PACK_TQ1_0] = {"tq1_0", QW_TYPE_TQ1_0, QW_ACT_Q8_256, 0, 320, QW_Q2_BYTES, read_tq1_0, write_q2k_head, write_q2},
+    [QW_PACK_TQ2_0] = {"tq2_0", QW_TYPE_TQ2_0, QW_ACT_Q8_256, 0, 320, QW_Q2_BYTES, read_tq2_0, write_q2k_head, write_q2},
+    [QW_PACK_IQ2_XXS] = {.name = "iq2_xxs", .type = QW_TYPE_IQ2_XXS, .act = QW_ACT_Q8_256},
+    [QW_PACK_IQ2_XS] = {.name = "iq2_xs", .type = QW_TYPE_IQ2_XS, .act = QW_ACT_Q8_256},
+    [QW_PACK_IQ2_S] = {.name = "iq2_s", .type = QW_TYPE_IQ2_S, .act = QW_ACT_Q8_256},
+    [QW_PACK_IQ1_S] = {.name = "iq1_s", .type = QW_TYPE_IQ1_S, .act = QW_ACT_Q8_256},
+    [QW_PACK_IQ1_M] = {.name = "iq1_m", .type = QW_TYPE_IQ1_M, .act = QW_ACT_Q8_256},
+    [QW_PACK_IQ3_XXS] = {.name = "iq3_xxs", .type = QW_TYPE_IQ3_XXS, .act = QW_ACT_Q8_256},
+    [QW_PACK_IQ3_S] = {.name = "iq3_s", .type = QW_TYPE_IQ3_S, .act = QW_ACT_Q8_256},
+    [QW_PACK_NVFP4] = {.name = "nvfp4", .type = QW_TYPE_NVFP4, .act = QW_ACT_F32},
     [QW_PACK_F32] = {.name = "f32", .type = QW_TYPE_F32, .act = QW_ACT_F32},
     [QW_PACK_F16] = {.name = "f16", .type = QW_TYPE_F16, .act = QW_ACT_F32},
     [QW_PACK_BF16] = {.name = "bf16", .type = QW_TYPE_BF16, .act = QW_ACT_F32},
@@ -377,9 +410,16 @@ static size_t front_bytes(const pack_form *form, size_t n_blocks)
     return (n_blocks * form->front_bytes + QW_LINE - 1) / QW_LINE * QW_LINE;
 }
 
+static bool has_book(qw_pack pack)
+{
+    return pack >= QW_PACK_IQ2_XXS && pack <= QW_PACK_IQ3_S;
+}
+
 size_t qw_pack_group_bytes(qw_pack pack, size_t k)
 {
     const pack_form *form = form_of(pack);
+    if (pack == QW_PACK_NVFP4) return qw_pack_group_bytes(QW_PACK_BF16, k);
+    if (has_book(pack)) return qw_book_front(k / 256) + k / 256 * QW_BOOK_BYTES;
     if (form->act == QW_ACT_F32) return qw_float_elements(k) * QW_GROUP_ROWS * qw_type_get(form->type)->block_bytes;
     QW_ASSERT(k % block_n(form) == 0);
     size_t n_blocks = k / block_n(form);
@@ -411,6 +451,42 @@ static void pack_blocks(const pack_form *form, const uint8_t *src, size_t row_by
     }
 }
 
+/* Nibble of each level: its place in the book. */
+static void find_codes(const qw_grid *grid, uint8_t code[2 * QW_BOOK_OFFSET])
+{
+    memset(code, 0, 2 * QW_BOOK_OFFSET);
+    for (int i = 15; i >= 0; i--) code[grid->levels[i] + QW_BOOK_OFFSET] = (uint8_t)i;
+}
+
+static void pack_book(const pack_form *form, const uint8_t *src, size_t row_bytes, size_t n_rows, size_t k, uint8_t *dst)
+{
+    const qw_grid *grid = qw_grid_of(form->type);
+    const size_t n_blocks = k / 256, stored_bytes = qw_type_get(form->type)->block_bytes;
+    float *front = (float *)(void *)(dst + QW_LINE);
+    qw_packed_book *out = (qw_packed_book *)(void *)(dst + qw_book_front(n_blocks));
+    row_block rows[QW_GROUP_ROWS];
+    uint8_t words[QW_WORDS][QW_LINE], code[2 * QW_BOOK_OFFSET];
+    qw_grid_block b;
+
+    find_codes(grid, code);
+    memset(dst, 0, qw_book_front(n_blocks));
+    for (size_t i = 0; i < 16; i++) dst[i] = (uint8_t)(grid->levels[i] + QW_BOOK_OFFSET);
+    memset(rows, 0, sizeof rows);
+    for (size_t at = 0; at < n_blocks; at++, out++, front += QW_GROUP_ROWS) {
+        for (size_t r = 0; r < n_rows; r++) {
+            grid->read(src + r * row_bytes + at * stored_bytes, &b);
+            front[r] = half_to_f32(b.d) / (float)(1 << grid->shift);
+            memcpy(rows[r].scale, b.scale, sizeof b.scale);
+            for (size_t e = 0; e < 256; e++) rows[r].q[e] = code[b.level[e] + QW_BOOK_OFFSET];
+        }
+        write_q6k_head(rows, (uint8_t *)out->scales);
+        for (size_t s = 0; s < QW_SUBS; s++) {
+            gather_words(rows, s * 32, words);
+            write_nibbles(words, out->quants[s]);
+        }
+    }
+}
+
 /* Moves units (an element, or a pair of them) of `bytes` bytes to where row r's unit j lies: at (16 j + r) * bytes. */
 static void interleave(const uint8_t *src, size_t row_bytes, size_t n_rows, size_t n_units, size_t bytes, uint8_t *dst)
 {
@@ -433,11 +509,29 @@ static void pack_floats(qw_pack pack, const uint8_t *src, size_t row_bytes, size
     }
 }
 
+/* A product of 8-bit float scale and 4-bit float has at most 6 bits: as BF16 it is the same number. */
+static void pack_nvfp4(const uint8_t *src, size_t row_bytes, size_t n_rows, size_t k, uint8_t *dst)
+{
+    float x[64];
+    uint16_t *to = (uint16_t *)(void *)dst;
+    if (n_rows < QW_GROUP_ROWS) memset(dst, 0, qw_pack_group_bytes(QW_PACK_BF16, k));
+    for (size_t r = 0; r < n_rows; r++)
+        for (size_t at = 0; at < k; at += 64) {
+            qw_dequantize_row(QW_TYPE_NVFP4, src + r * row_bytes + at / 64 * sizeof(qw_block_nvfp4), x, 64);
+            for (size_t e = 0; e < 64; e++)
+                to[((at + e) / 2 * QW_GROUP_ROWS + r) * 2 + e % 2] = bf16_from_f32(x[e]);
+        }
+}
+
 void qw_pack_group(qw_pack pack, const void *src, size_t row_bytes, size_t n_rows, size_t k, void *dst)
 {
     const pack_form *form = form_of(pack);
     QW_ASSERT(k % block_n(form) == 0 && n_rows >= 1 && n_rows <= QW_GROUP_ROWS);
-    if (form->act == QW_ACT_F32)
+    if (pack == QW_PACK_NVFP4)
+        pack_nvfp4(src, row_bytes, n_rows, k, dst);
+    else if (has_book(pack))
+        pack_book(form, src, row_bytes, n_rows, k, dst);
+    else if (form->act == QW_ACT_F32)
         pack_floats(pack, src, row_bytes, n_rows, k, dst);
     else
         pack_blocks(form, src, row_bytes, n_rows, k, dst);

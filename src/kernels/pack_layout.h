@@ -91,6 +91,24 @@ typedef struct qw_packed_iq4xs {
     uint8_t quants[QW_SUBS][QW_Q4_BYTES];
 } qw_packed_iq4xs;
 
+/* "Book": IQ1, IQ2 and IQ3 types. A group begins with its book, a line whose first 16 bytes are what nibbles stand for,
+ * level + 64; then the rows' float scales of all blocks (n_blocks lines), then the blocks. Byte 4r + i of line v holds the
+ * scale of row r for the 16 elements 4v + i. The scale in front is the stored half, divided by the type's power of two. */
+typedef struct qw_packed_book {
+    int8_t scales[4][QW_LINE];
+    uint8_t quants[QW_SUBS][QW_Q4_BYTES];
+} qw_packed_book;
+
+enum {
+    QW_BOOK_OFFSET = 64,    /* of a level in the book */
+    QW_BOOK_LEVEL_MOST = 62 /* magnitude of a level */
+};
+
+static inline size_t qw_book_front(size_t n_blocks)
+{
+    return (1 + n_blocks) * QW_LINE;
+}
+
 enum {
     QW_Q4K_BYTES = 256 + QW_SUBS * QW_Q4_BYTES, /* 2304: 4.5 bits a weight */
     QW_Q5K_BYTES = 256 + QW_SUBS * QW_Q5_BYTES, /* 2816: 5.5 */
@@ -99,8 +117,10 @@ enum {
     QW_Q51_BYTES = 64 + QW_Q5_BYTES,            /* 384: 6 */
     QW_Q2K_BYTES = 320 + QW_SUBS * QW_Q2_BYTES, /* 1344: 2.625 */
     QW_Q3K_BYTES = 192 + QW_SUBS * QW_Q3_BYTES, /* 1728, and 32 of scales in front: 3.4375 */
-    QW_IQ4XS_BYTES = 128 + QW_SUBS * QW_Q4_BYTES /* 2176: 4.25 */
+    QW_IQ4XS_BYTES = 128 + QW_SUBS * QW_Q4_BYTES, /* 2176: 4.25 */
+    QW_BOOK_BYTES = 256 + QW_SUBS * QW_Q4_BYTES  /* 2304, and 64 of scales in front: 4.625 */
 };
+_Static_assert(sizeof(qw_packed_book) == QW_BOOK_BYTES, "packed in the struct's order");
 _Static_assert(sizeof(qw_packed_kq) == 256, "packed in the struct's order");
 _Static_assert(sizeof(qw_packed_q6k) == QW_Q6K_BYTES, "packed in the struct's order");
 _Static_assert(sizeof(qw_packed_q1) == 64, "packed in the struct's order");

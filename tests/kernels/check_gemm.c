@@ -11,6 +11,8 @@
 static const qw_type types[] = {
     QW_TYPE_Q4_0, QW_TYPE_Q4_1, QW_TYPE_Q5_0, QW_TYPE_Q5_1, QW_TYPE_Q8_0, QW_TYPE_IQ4_NL, QW_TYPE_MXFP4, QW_TYPE_Q2_K,
     QW_TYPE_Q3_K, QW_TYPE_Q4_K, QW_TYPE_Q5_K, QW_TYPE_Q6_K, QW_TYPE_IQ4_XS, QW_TYPE_F32, QW_TYPE_F16, QW_TYPE_BF16,
+    QW_TYPE_IQ1_S, QW_TYPE_IQ1_M, QW_TYPE_IQ2_XXS, QW_TYPE_IQ2_XS, QW_TYPE_IQ2_S, QW_TYPE_IQ3_XXS, QW_TYPE_IQ3_S,
+    QW_TYPE_TQ1_0, QW_TYPE_TQ2_0, QW_TYPE_NVFP4,
 };
 enum { N_TYPES = sizeof types / sizeof types[0], N_COLS_MAX = 33, N_GROUPS_MAX = 5, ROWS = QW_GROUP_ROWS };
 
@@ -25,6 +27,10 @@ static size_t scale_offsets(qw_type type, size_t at[2])
     case QW_TYPE_Q4_K: at[0] = offsetof(qw_block_q4_k, d); at[1] = offsetof(qw_block_q4_k, dmin); return 2;
     case QW_TYPE_Q5_K: at[0] = offsetof(qw_block_q5_k, d); at[1] = offsetof(qw_block_q5_k, dmin); return 2;
     case QW_TYPE_Q6_K: at[0] = offsetof(qw_block_q6_k, d); return 1;
+    case QW_TYPE_TQ1_0: at[0] = offsetof(qw_block_tq1_0, d); return 1;
+    case QW_TYPE_TQ2_0: at[0] = offsetof(qw_block_tq2_0, d); return 1;
+    case QW_TYPE_IQ1_M: /* its half lies in pieces */
+    case QW_TYPE_NVFP4:
     case QW_TYPE_MXFP4: return 0;
     default: at[0] = 0; return 1;
     }
@@ -70,6 +76,7 @@ static void fill_rows(ca_ctx *ctx, qw_type type, int fill, uint8_t *rows, size_t
         memset(rows, fill, bytes);
     for (size_t b = 0; b < bytes; b += block) {
         if (type == QW_TYPE_MXFP4) rows[b] = (uint8_t)ca_rand_below(ctx, 200); /* subnormal scales too */
+        if (type == QW_TYPE_IQ1_M) rows[b + 55] = (uint8_t)((rows[b + 55] & 0x0f) | ca_rand_below(ctx, 4) << 4 | 0x80);
         for (size_t i = 0; i < n; i++) {
             qw_half h = qw_f32_to_half(ca_rand_normal(ctx) * 0.01f);
             memcpy(rows + b + at[i], &h, sizeof h);

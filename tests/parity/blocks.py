@@ -23,8 +23,10 @@ from gguf.quants import dequantize, quantize
 HALVES = {
     T.Q4_0: [0], T.Q4_1: [0, 2], T.Q5_0: [0], T.Q5_1: [0, 2], T.Q8_0: [0], T.Q2_K: [80, 82], T.Q3_K: [108],
     T.Q4_K: [0, 2], T.Q5_K: [0, 2], T.Q6_K: [208], T.IQ4_NL: [0], T.IQ4_XS: [0],
+    T.IQ1_S: [0], T.IQ2_XXS: [0], T.IQ2_XS: [0], T.IQ2_S: [0], T.IQ3_XXS: [0], T.IQ3_S: [0], T.TQ1_0: [52], T.TQ2_0: [64],
 }
-TYPES = [T.F32, T.F16, T.BF16, *HALVES, T.MXFP4]
+# IQ1_M's half lies in pieces; MXFP4 and NVFP4 have bytes as scales.
+TYPES = [T.F32, T.F16, T.BF16, *HALVES, T.IQ1_M, T.MXFP4, T.NVFP4]
 SAME_METHOD = [T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1]
 # Searched types: largest relative error (RMS) on normally distributed data; see docs/blocks.md.
 SEARCHED = {T.Q2_K: 0.265, T.Q3_K: 0.147, T.Q4_K: 0.072, T.Q5_K: 0.0355, T.Q6_K: 0.0172,
@@ -89,6 +91,10 @@ def decode_cases(kind, n_blocks, rng):
         every = blocks.copy()
         every[:, 0] = np.arange(n_blocks) % 256
         yield "every exponent", every
+    if kind == T.NVFP4:
+        every = blocks.copy()
+        every[:, :4] = (np.arange(n_blocks * 4) % 256).reshape(-1, 4)
+        yield "every scale", every
     for name, choose in (
             ("finite scales", lambda: (rng.standard_normal(n_blocks) * 0.05).astype(np.float16).view(np.uint16)),
             ("special scales", lambda: rng.choice(SPECIAL_HALVES, n_blocks))):

@@ -63,7 +63,10 @@ static void test_table(void **state)
         {QW_TYPE_Q5_0, "Q5_0", 32, 22},    {QW_TYPE_Q5_1, "Q5_1", 32, 24},    {QW_TYPE_Q2_K, "Q2_K", 256, 84},
         {QW_TYPE_Q3_K, "Q3_K", 256, 110},  {QW_TYPE_Q4_K, "Q4_K", 256, 144},  {QW_TYPE_Q5_K, "Q5_K", 256, 176},
         {QW_TYPE_Q6_K, "Q6_K", 256, 210},  {QW_TYPE_IQ4_NL, "IQ4_NL", 32, 18}, {QW_TYPE_IQ4_XS, "IQ4_XS", 256, 136},
-        {QW_TYPE_MXFP4, "MXFP4", 32, 17},
+        {QW_TYPE_MXFP4, "MXFP4", 32, 17},       {QW_TYPE_IQ1_S, "IQ1_S", 256, 50},  {QW_TYPE_IQ1_M, "IQ1_M", 256, 56},
+        {QW_TYPE_IQ2_XXS, "IQ2_XXS", 256, 66}, {QW_TYPE_IQ2_XS, "IQ2_XS", 256, 74}, {QW_TYPE_IQ2_S, "IQ2_S", 256, 82},
+        {QW_TYPE_IQ3_XXS, "IQ3_XXS", 256, 98}, {QW_TYPE_IQ3_S, "IQ3_S", 256, 110}, {QW_TYPE_TQ1_0, "TQ1_0", 256, 54},
+        {QW_TYPE_TQ2_0, "TQ2_0", 256, 66},     {QW_TYPE_NVFP4, "NVFP4", 64, 36},
     };
     size_t n_named = 0;
     for (uint32_t type = 0; type < QW_TYPE_LIMIT; type++) n_named += qw_type_get(type)->name != NULL;
@@ -78,7 +81,7 @@ static void test_table(void **state)
         assert_true(qw_type_parse(WANT[i].name, &parsed));
         assert_int_equal(parsed, WANT[i].type);
     }
-    static const uint32_t NO_TYPE[] = {4, 5, 9, 15, 16, 38, 63, QW_TYPE_LIMIT, QW_TYPE_LIMIT + 1, UINT32_MAX};
+    static const uint32_t NO_TYPE[] = {4, 5, 9, 15, 24, 38, 63, QW_TYPE_LIMIT, QW_TYPE_LIMIT + 1, UINT32_MAX};
     for (size_t i = 0; i < sizeof NO_TYPE / sizeof *NO_TYPE; i++) assert_null(qw_type_get(NO_TYPE[i])->name);
     qw_type parsed;
     assert_true(qw_type_parse("q4_k", &parsed) && parsed == QW_TYPE_Q4_K);
@@ -358,6 +361,14 @@ static void test_row_finite(void **state)
         {QW_TYPE_IQ4_NL, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
         {QW_TYPE_IQ4_XS, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
         {QW_TYPE_MXFP4, 1, {0, 0}, 1, {255, 254, 253}, {252, 0}},
+        {QW_TYPE_IQ1_S, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_IQ2_XXS, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_IQ2_XS, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_IQ2_S, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_IQ3_XXS, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_IQ3_S, 1, {0, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_TQ1_0, 1, {52, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
+        {QW_TYPE_TQ2_0, 1, {64, 0}, 2, {0x7c00, 0xfc00, 0x7e01}, {0x7bff, 0x8001}},
     };
     static uint8_t row[5 * 256];
     for (size_t c = 0; c < sizeof CASES / sizeof *CASES; c++) {
@@ -383,6 +394,25 @@ static void test_row_finite(void **state)
     }
 }
 
+/* The half of IQ1_M lies in the upper four bits of four words; what is below must not be taken for it. */
+static void test_row_finite_iq1_m(void **state)
+{
+    (void)state;
+    static const struct { qw_half d; bool finite; } CASES[] = {
+        {0x7c00, false}, {0xfc00, false}, {0x7e01, false}, {0x7bff, true}, {0xfbff, true}, {0x8001, true}, {0x3fff, true},
+    };
+    static qw_block_iq1_m blocks[3];
+    for (size_t c = 0; c < sizeof CASES / sizeof *CASES; c++) {
+        memset(blocks, 0xff, sizeof blocks);
+        for (int b = 0; b < 3; b++)
+            for (int i = 0; i < 4; i++) {
+                unsigned d = b == 1 ? CASES[c].d : 0;
+                blocks[b].scales[i] = (uint16_t)(0x0fff | (d >> (4 * i) & 15) << 12);
+            }
+        assert_int_equal(qw_row_finite(QW_TYPE_IQ1_M, blocks, 768), CASES[c].finite);
+    }
+}
+
 int main(void)
 {
     printf("seed %d\n", SEED);
@@ -400,6 +430,7 @@ int main(void)
         cmocka_unit_test(test_out_of_range),
         cmocka_unit_test(test_not_finite_input),
         cmocka_unit_test(test_row_finite),
+        cmocka_unit_test(test_row_finite_iq1_m),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

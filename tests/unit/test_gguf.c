@@ -427,7 +427,7 @@ static void bad_25(gw *w)
     gw_u64(w, 64);
     put_data(w, 32);
 }
-static void bad_26_foreign(gw *w) { one_info(w, "b", 256, 0, 16, 64); }
+static void bad_26_foreign(gw *w) { one_info(w, "b", 256, 0, 36, 64); }
 static void bad_26_removed(gw *w) { one_info(w, "b", 256, 0, 4, 64); }
 static void bad_26_unknown(gw *w) { one_info(w, "b", 256, 0, 63, 64); }
 static void bad_26_huge(gw *w) { one_info(w, "b", 256, 0, UINT32_MAX, 64); }
@@ -525,7 +525,7 @@ static bad_case bad_cases[] = {
      "tensor 'b' has 2147483649 as dimension 2: want 1 to 2147483648"},
     {"check 25", bad_25, QW_E_FORMAT, "tensor 'b' has more than 2^63 elements"},
     {"check 26: foreign", bad_26_foreign, QW_E_UNSUPPORTED,
-     "tensor 'b' is of type IQ2_XXS (16), which is not supported: take a file with another quantization, such as "
+     "tensor 'b' is of type IQ4_NL_4_4 (36), which is not supported: take a file with another quantization, such as "
      "Q4_K_M or Q8_0"},
     {"check 26: removed", bad_26_removed, QW_E_UNSUPPORTED,
      "tensor 'b' is of type Q4_2 (4), which is not supported: take a file with another quantization, such as "

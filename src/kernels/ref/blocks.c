@@ -19,7 +19,12 @@ _Static_assert(sizeof(qw_block_q2_k) == 84 && sizeof(qw_block_q3_k) == 110, "Q2_
 _Static_assert(sizeof(qw_block_q4_k) == 144 && sizeof(qw_block_q5_k) == 176, "Q4_K, Q5_K");
 _Static_assert(sizeof(qw_block_q6_k) == 210, "Q6_K");
 _Static_assert(sizeof(qw_block_iq4_nl) == 18 && sizeof(qw_block_iq4_xs) == 136, "IQ4_NL, IQ4_XS");
-_Static_assert(sizeof(qw_block_mxfp4) == 17, "MXFP4");
+_Static_assert(sizeof(qw_block_mxfp4) == 17 && sizeof(qw_block_nvfp4) == 36, "MXFP4, NVFP4");
+_Static_assert(sizeof(qw_block_iq2_xxs) == 66 && sizeof(qw_block_iq2_xs) == 74, "IQ2_XXS, IQ2_XS");
+_Static_assert(sizeof(qw_block_iq2_s) == 82, "IQ2_S");
+_Static_assert(sizeof(qw_block_iq3_xxs) == 98 && sizeof(qw_block_iq3_s) == 110, "IQ3_XXS, IQ3_S");
+_Static_assert(sizeof(qw_block_iq1_s) == 50 && sizeof(qw_block_iq1_m) == 56, "IQ1_S, IQ1_M");
+_Static_assert(sizeof(qw_block_tq1_0) == 54 && sizeof(qw_block_tq2_0) == 66, "TQ1_0, TQ2_0");
 
 static const qw_type_info TYPES[QW_TYPE_LIMIT + 1] = { /* the last entry stands for unknown numbers */
     [QW_TYPE_F32] = {"F32", 1, 4},
@@ -38,6 +43,16 @@ static const qw_type_info TYPES[QW_TYPE_LIMIT + 1] = { /* the last entry stands 
     [QW_TYPE_IQ4_XS] = {"IQ4_XS", 256, sizeof(qw_block_iq4_xs)},
     [QW_TYPE_BF16] = {"BF16", 1, 2},
     [QW_TYPE_MXFP4] = {"MXFP4", 32, sizeof(qw_block_mxfp4)},
+    [QW_TYPE_IQ2_XXS] = {"IQ2_XXS", 256, sizeof(qw_block_iq2_xxs)},
+    [QW_TYPE_IQ2_XS] = {"IQ2_XS", 256, sizeof(qw_block_iq2_xs)},
+    [QW_TYPE_IQ2_S] = {"IQ2_S", 256, sizeof(qw_block_iq2_s)},
+    [QW_TYPE_IQ3_XXS] = {"IQ3_XXS", 256, sizeof(qw_block_iq3_xxs)},
+    [QW_TYPE_IQ3_S] = {"IQ3_S", 256, sizeof(qw_block_iq3_s)},
+    [QW_TYPE_IQ1_S] = {"IQ1_S", 256, sizeof(qw_block_iq1_s)},
+    [QW_TYPE_IQ1_M] = {"IQ1_M", 256, sizeof(qw_block_iq1_m)},
+    [QW_TYPE_TQ1_0] = {"TQ1_0", 256, sizeof(qw_block_tq1_0)},
+    [QW_TYPE_TQ2_0] = {"TQ2_0", 256, sizeof(qw_block_tq2_0)},
+    [QW_TYPE_NVFP4] = {"NVFP4", 64, sizeof(qw_block_nvfp4)},
 };
 
 const qw_type_info *qw_type_get(uint32_t type)

@@ -19,4 +19,14 @@ static inline float mxfp4_scale(uint8_t e)
     return half_bits_f32(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
 }
 
+/* NVFP4: half of an 8-bit float without sign (four exponent bits, three fraction bits, bias 7), again because the levels are
+ * doubled. The NaN, 0x7f, is 0 as the public reference has it; the top bit does not count. */
+static inline float nvfp4_scale(uint8_t e4m3)
+{
+    int exponent = e4m3 >> 3 & 15, fraction = e4m3 & 7;
+    if ((e4m3 == 0) || e4m3 == 0x7f) return 0.0f;
+    if (exponent == 0) return (float)fraction * 0x1p-10f;
+    return half_bits_f32((uint32_t)(exponent - 8 + 127) << 23 | (uint32_t)fraction << 20);
+}
+
 #endif

@@ -9,6 +9,7 @@
 #include "base/status.h"
 #include "kernels/blocks.h"
 #include "kernels/ref/codebook.h"
+#include "kernels/ref/grids.h"
 #include "kernels/ref/half.h"
 
 typedef void dequantize_fn(const void *src, float *restrict y, size_t n_blocks);
@@ -271,6 +272,39 @@ static void dequantize_iq4_xs(const void *src, float *restrict y, size_t n_block
     }
 }
 
+/* ---- code books: a half, odd scales for 16, levels --------------------------------------------------- */
+
+/* Every product is exact, so this order gives the bits of any other. */
+static void dequantize_grid(qw_type type, const uint8_t *src, float *restrict y, size_t n_blocks)
+{
+    const qw_grid *grid = qw_grid_of(type);
+    size_t block_bytes = qw_type_get(type)->block_bytes;
+    float unit = 1.0f / (float)(1 << grid->shift);
+    qw_grid_block b;
+    for (size_t k = 0; k < n_blocks; k++, src += block_bytes) {
+        grid->read(src, &b);
+        float d = half_to_f32(b.d) * unit;
+        for (int sub = 0; sub < 16; sub++, y += 16) {
+            float dl = d * (float)b.scale[sub];
+            for (int j = 0; j < 16; j++) y[j] = dl * (float)b.level[16 * sub + j];
+        }
+    }
+}
+
+/* ---- blocks of 64 with four 8-bit float scales ------------------------------------------------------- */
+
+static void dequantize_nvfp4(const void *src, float *restrict y, size_t n_blocks)
+{
+    const qw_block_nvfp4 *b = src;
+    for (size_t k = 0; k < n_blocks; k++, b++)
+        for (int sub = 0; sub < 4; sub++, y += 16) {
+            const uint8_t *qs = b->qs + 8 * sub;
+            float d = nvfp4_scale(b->d[sub]);
+            for (int j = 0; j < 8; j++) y[j] = d * (float)CODEBOOK_MXFP4[qs[j] & 15];
+            for (int j = 0; j < 8; j++) y[j + 8] = d * (float)CODEBOOK_MXFP4[qs[j] >> 4];
+        }
+}
+
 static dequantize_fn *const DEQUANTIZE[QW_TYPE_LIMIT] = {
     [QW_TYPE_F32] = dequantize_f32,       [QW_TYPE_F16] = dequantize_f16,
     [QW_TYPE_BF16] = dequantize_bf16,     [QW_TYPE_Q4_0] = dequantize_q4_0,
@@ -280,13 +314,17 @@ static dequantize_fn *const DEQUANTIZE[QW_TYPE_LIMIT] = {
     [QW_TYPE_Q4_K] = dequantize_q4_k,     [QW_TYPE_Q5_K] = dequantize_q5_k,
     [QW_TYPE_Q6_K] = dequantize_q6_k,     [QW_TYPE_IQ4_NL] = dequantize_iq4_nl,
     [QW_TYPE_IQ4_XS] = dequantize_iq4_xs, [QW_TYPE_MXFP4] = dequantize_mxfp4,
+    [QW_TYPE_NVFP4] = dequantize_nvfp4,
 };
 
 void qw_dequantize_row(qw_type type, const void *src, float *dst, size_t n)
 {
     const qw_type_info *info = qw_type_get((uint32_t)type);
     QW_ASSERT(info->name && n % info->block_n == 0);
-    DEQUANTIZE[type](src, dst, n / info->block_n);
+    if (qw_grid_of(type))
+        dequantize_grid(type, src, dst, n / info->block_n);
+    else
+        DEQUANTIZE[type](src, dst, n / info->block_n);
 }
 
 /* ---- finite scales ------------------------------------------------------------------------------
@@ -318,6 +356,14 @@ static const scale_fields SCALES[QW_TYPE_LIMIT] = {
     [QW_TYPE_Q6_K] = ONE_HALF(qw_block_q6_k, d),
     [QW_TYPE_IQ4_NL] = ONE_HALF(qw_block_iq4_nl, d),
     [QW_TYPE_IQ4_XS] = ONE_HALF(qw_block_iq4_xs, d),
+    [QW_TYPE_IQ2_XXS] = ONE_HALF(qw_block_iq2_xxs, d),
+    [QW_TYPE_IQ2_XS] = ONE_HALF(qw_block_iq2_xs, d),
+    [QW_TYPE_IQ2_S] = ONE_HALF(qw_block_iq2_s, d),
+    [QW_TYPE_IQ3_XXS] = ONE_HALF(qw_block_iq3_xxs, d),
+    [QW_TYPE_IQ3_S] = ONE_HALF(qw_block_iq3_s, d),
+    [QW_TYPE_IQ1_S] = ONE_HALF(qw_block_iq1_s, d),
+    [QW_TYPE_TQ1_0] = ONE_HALF(qw_block_tq1_0, d),
+    [QW_TYPE_TQ2_0] = ONE_HALF(qw_block_tq2_0, d),
 };
 
 /* With exponents above 252 the level 12 is beyond float32; 255 is NaN in the MX specification. */
@@ -330,12 +376,22 @@ static bool mxfp4_finite(const qw_block_mxfp4 *b, size_t n_blocks)
     return !bad;
 }
 
+/* The half is in the upper four bits of four words: all ones in its exponent are 0x7c00 of it. */
+static bool iq1_m_finite(const qw_block_iq1_m *b, size_t n_blocks)
+{
+    unsigned bad = 0;
+    for (size_t k = 0; k < n_blocks; k++)
+        bad |= (b[k].scales[3] & 0x7000) == 0x7000 && (b[k].scales[2] & 0xc000) == 0xc000;
+    return !bad;
+}
+
 bool qw_row_finite(qw_type type, const void *src, size_t n)
 {
     const qw_type_info *info = qw_type_get((uint32_t)type);
     QW_ASSERT(info->name && n % info->block_n == 0);
     size_t n_blocks = n / info->block_n;
     if (type == QW_TYPE_MXFP4) return mxfp4_finite(src, n_blocks);
+    if (type == QW_TYPE_IQ1_M) return iq1_m_finite(src, n_blocks);
 
     const scale_fields *s = &SCALES[type];
     for (unsigned f = 0; f < s->n; f++) {

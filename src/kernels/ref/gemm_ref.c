@@ -345,6 +345,20 @@ static void load_iq4_xs(const uint8_t *group, size_t n_blocks, size_t b, block_2
     load_subs(unpack_iq4, QW_Q4_BYTES, src->quants[0], out);
 }
 
+static void load_book(const uint8_t *group, size_t n_blocks, size_t b, block_256 *out)
+{
+    const qw_packed_book *src = (const qw_packed_book *)(group + qw_book_front(n_blocks)) + b;
+    int8_t book[16];
+    for (size_t i = 0; i < 16; i++) book[i] = (int8_t)(group[i] - QW_BOOK_OFFSET);
+    memcpy(out->d, group + QW_LINE * (1 + b), sizeof out->d);
+    out->n_subs = 16;
+    out->has_min = 0;
+    for (size_t s = 0; s < 16; s++)
+        for (size_t r = 0; r < ROWS; r++) out->scale[s][r] = src->scales[s / 4][4 * r + s % 4];
+    load_subs(unpack_nibbles, QW_Q4_BYTES, src->quants[0], out);
+    for (size_t s = 0; s < QW_SUBS; s++) look_up(book, out->w + s * 32);
+}
+
 /* acc [16] += the block times one column's. */
 static void col_256(block_256 *w, const qw_act256 *a, float *acc)
 {
@@ -404,6 +418,7 @@ GEMM_SLOT(q4_k, QW_PACK_Q4_K, 256)
 GEMM_SLOT(q5_k, QW_PACK_Q5_K, 256)
 GEMM_SLOT(q6_k, QW_PACK_Q6_K, 256)
 GEMM_SLOT(iq4_xs, QW_PACK_IQ4_XS, 256)
+GEMM_SLOT(book, QW_PACK_BOOK, 256)
 
 void qw_gemm_init_ref(qw_kernels *t)
 {
@@ -420,4 +435,5 @@ void qw_gemm_init_ref(qw_kernels *t)
     t->gemm[QW_PACK_Q5_K] = gemm_q5_k;
     t->gemm[QW_PACK_Q6_K] = gemm_q6_k;
     t->gemm[QW_PACK_IQ4_XS] = gemm_iq4_xs;
+    for (qw_pack p = QW_PACK_IQ2_XXS; p <= QW_PACK_IQ3_S; p++) t->gemm[p] = gemm_book;
 }

@@ -389,6 +389,7 @@ static void quantize_block(qw_type type, const float *x, const float *weights, s
         quantize_mxfp4(x, w, dst);
         return;
     }
+    QW_ASSERT(c->pack); /* else the type is read only */
     fit_result r;
     qw_fit_block(&c->shape, x, w, &r);
     c->pack(&r, dst);

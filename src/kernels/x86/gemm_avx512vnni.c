@@ -443,7 +443,7 @@ TILE_INLINE void tile_iq4xs(qw_pack form, int N, const uint8_t *group, tile_part
     end_sums(N, &sums, out, ld_out);
 }
 
-/* ---- scales for 16: Q2_K, Q3_K, Q6_K ------------------------------------------------------------- */
+/* ---- scales for 16: Q2_K, Q3_K, Q6_K, book ------------------------------------------------------------- */
 
 /* t -= minima * sums of activations, of a block of Q2_K */
 TILE_INLINE void subtract_minima_16(int N, __m512 *t, const qw_act256 *const *rec, const qw_packed_q2k *block)
@@ -475,7 +475,7 @@ TILE_INLINE __m512i with_top(__m512i x, const uint8_t *line, int to)
 /* The scales of 16s 4v to 4v + 3 as signed bytes. lines: where the block's scales begin. */
 TILE_INLINE __m512i scales_16(qw_pack form, const uint8_t *lines, int v)
 {
-    if (form == QW_PACK_Q6_K) return load(lines + v * QW_LINE);
+    if (form == QW_PACK_Q6_K || form == QW_PACK_BOOK) return load(lines + v * QW_LINE);
     if (form == QW_PACK_Q2_K) return _mm512_and_si512(load(lines + v * QW_LINE), _mm512_set1_epi8(15));
     __m512i x;
     if (v < 3) {
@@ -491,20 +491,20 @@ TILE_INLINE __m512i begin_16(qw_pack form, const qw_act256 *rec, int s)
 {
     if (form == QW_PACK_Q2_K) return _mm512_setzero_si512();
     __m512i x = _mm512_set1_epi32(rec->neg_sum16[s]); /* -32 * sum */
+    if (form == QW_PACK_BOOK) return _mm512_slli_epi32(x, 1);
     return form == QW_PACK_Q3_K ? _mm512_srai_epi32(x, 3) : x;
 }
 
 /* total[n] = the sum of a block's 16s with their scales, in pairs as those come apart. lines: where the scales begin. */
 TILE_INLINE const uint8_t *dot_k16(qw_pack form, quant_kind kind, bool narrow, int N, __m512i *total,
-                                   const uint8_t *lines, const uint8_t *w, const qw_act256 *const *rec,
+                                   const uint8_t *lines, const uint8_t *w, __m512i book, const qw_act256 *const *rec,
                                    const uint8_t *ahead)
 {
     const size_t sub_bytes = quant_bytes(kind);
-    const __m512i none = _mm512_setzero_si512();
     const int8_t *a[N_MAX], *later[N_MAX];
     TILE_UNROLL
     for (int n = 0; n < N; n++) {
-        total[n] = none;
+        total[n] = _mm512_setzero_si512();
         a[n] = rec[n]->q;
     }
     TILE_ROLLED
@@ -521,8 +521,8 @@ TILE_INLINE const uint8_t *dot_k16(qw_pack form, quant_kind kind, bool narrow, i
                 first[n] = begin_16(form, rec[n], 4 * (int)v + half);
                 second[n] = begin_16(form, rec[n], 4 * (int)v + half + 2);
             }
-            dot_words(kind, N, first, w, 4 * half, 4, none, a);
-            dot_words(kind, N, second, w + sub_bytes, 4 * half, 4, none, later);
+            dot_words(kind, N, first, w, 4 * half, 4, book, a);
+            dot_words(kind, N, second, w + sub_bytes, 4 * half, 4, book, later);
             __m512i pair = half ? scales : _mm512_slli_epi16(scales, 8);
             add_pair(narrow, N, total, first, second, _mm512_srai_epi16(pair, 8));
         }
@@ -532,32 +532,54 @@ TILE_INLINE const uint8_t *dot_k16(qw_pack form, quant_kind kind, bool narrow, i
     return ahead;
 }
 
+TILE_INLINE quant_kind kind_k16(qw_pack form)
+{
+    switch (form) {
+    case QW_PACK_Q2_K: return PAIRS;
+    case QW_PACK_Q3_K: return PAIRS_1;
+    case QW_PACK_BOOK: return BOOK;
+    default: return NIBBLES_2;
+    }
+}
+
+/* The largest magnitude of a weight, where sums of 16 may not fit 16 bits; 0: they always do. */
+TILE_INLINE int level_k16(qw_pack form)
+{
+    return form == QW_PACK_Q6_K ? 32 : form == QW_PACK_BOOK ? QW_BOOK_LEVEL_MOST : 0;
+}
+
 TILE_INLINE void tile_k16(qw_pack form, int N, const uint8_t *group, tile_part part, const uint8_t *act,
                           size_t act_bytes, float *out, size_t ld_out)
 {
-    const quant_kind kind = form == QW_PACK_Q2_K ? PAIRS : form == QW_PACK_Q3_K ? PAIRS_1 : NIBBLES_2;
-    const size_t head = form == QW_PACK_Q2_K ? 64 : 0; /* halves in the block, else in front of all */
+    const quant_kind kind = kind_k16(form);
+    const int level = level_k16(form);
+    const bool floats = form == QW_PACK_BOOK;          /* the rows' scales; else halves */
+    const size_t head = form == QW_PACK_Q2_K ? 64 : 0; /* they are in the block, else in front of all */
     const size_t scale_bytes = form == QW_PACK_Q3_K ? 3 * QW_LINE : 4 * QW_LINE;
     const size_t block_bytes = head + scale_bytes + QW_SUBS * quant_bytes(kind);
-    const uint8_t *d_at = group + part.b0 * QW_HALF_LINE;
-    const uint8_t *block = group + (head ? 0 : qw_scales_bytes(part.n_blocks)) + part.b0 * block_bytes;
+    const size_t d_bytes = floats ? QW_LINE : QW_HALF_LINE;
+    const size_t front = head ? 0 : floats ? qw_book_front(part.n_blocks) : qw_scales_bytes(part.n_blocks);
+    const __m512i book = floats ? _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)group))
+                                : _mm512_setzero_si512();
+    const uint8_t *d_at = group + (floats ? QW_LINE : 0) + part.b0 * d_bytes;
+    const uint8_t *block = group + front + part.b0 * block_bytes;
     const uint8_t *ahead = block + part.ahead;
     const qw_act256 *rec[N_MAX];
     float_sums sums = begin_sums(N, part, out, ld_out);
     first_records(N, act, act_bytes, part.b0, rec);
-    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, d_at += QW_HALF_LINE, next_records(N, rec)) {
+    for (size_t b = part.b0; b < part.b1; b++, block += block_bytes, d_at += d_bytes, next_records(N, rec)) {
         const uint8_t *lines = block + head, *w = lines + scale_bytes;
         __m512i total[N_MAX];
         __m512 t[N_MAX];
         bool narrow = true; /* quants of Q2_K and Q3_K are small enough for all sums to fit 16 bits */
         TILE_UNROLL
-        for (int n = 0; n < N && form == QW_PACK_Q6_K; n++) narrow &= rec[n]->most16 <= INT16_MAX / 32;
-        ahead = prefetch_256(N, ahead, (head ? head : QW_HALF_LINE) + scale_bytes);
+        for (int n = 0; n < N && level > 0; n++) narrow &= rec[n]->most16 <= INT16_MAX / level;
+        ahead = prefetch_256(N, ahead, (head ? head : d_bytes) + scale_bytes);
         if (narrow)
-            ahead = dot_k16(form, kind, true, N, total, lines, w, rec, ahead);
+            ahead = dot_k16(form, kind, true, N, total, lines, w, book, rec, ahead);
         else
-            ahead = dot_k16(form, kind, false, N, total, lines, w, rec, ahead);
-        scale_totals(N, t, total, halves(head ? block : d_at));
+            ahead = dot_k16(form, kind, false, N, total, lines, w, book, rec, ahead);
+        scale_totals(N, t, total, floats ? _mm512_loadu_ps(d_at) : halves(head ? block : d_at));
         if (form == QW_PACK_Q2_K) subtract_minima_16(N, t, rec, (const qw_packed_q2k *)block);
         add_block(N, &sums, t, rec);
     }
@@ -577,6 +599,7 @@ GEMM_8(q4_k, QW_PACK_Q4_K, 256, tile_kq)
 GEMM_8(q5_k, QW_PACK_Q5_K, 256, tile_kq)
 GEMM_8(q6_k, QW_PACK_Q6_K, 256, tile_k16)
 GEMM_8(iq4_xs, QW_PACK_IQ4_XS, 256, tile_iq4xs)
+GEMM_8(book, QW_PACK_BOOK, 256, tile_k16)
 
 void qw_gemm_init_avx512_vnni(qw_kernels *t)
 {
@@ -593,4 +616,5 @@ void qw_gemm_init_avx512_vnni(qw_kernels *t)
     t->gemm[QW_PACK_Q5_K] = gemm_q5_k;
     t->gemm[QW_PACK_Q6_K] = gemm_q6_k;
     t->gemm[QW_PACK_IQ4_XS] = gemm_iq4_xs;
+    for (qw_pack p = QW_PACK_IQ2_XXS; p <= QW_PACK_IQ3_S; p++) t->gemm[p] = gemm_book;
 }

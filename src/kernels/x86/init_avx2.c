@@ -8,6 +8,7 @@ void qw_kernels_init_avx2(qw_kernels *t)
     qw_act_init_avx2(t);
     qw_gemm_32_init_avx2(t);
     qw_gemm_256_init_avx2(t);
+    qw_gemm_book_init_avx2(t);
     qw_gemm_float_init_avx2(t);
     qw_float_init_avx2(t);
     qw_delta_init_avx2(t);

@@ -68,6 +68,7 @@ def suites(b, python, model, isa):
         ("folders parity", [python, "tests/parity/folders.py", "--qw", qw], True),
         ("families", [python, "tests/parity/families.py", "--qw", qw], True),
         ("families, mutants", [python, "tests/parity/families.py", "--qw", qw, "--mutants"], False),
+        ("quantize", [python, "tests/parity/quantize.py", "--qw", f"{b}/qw"], True),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
         ("command", [python, "tests/cli/cli.py", "--qw", qw, "--model", TINY], True),

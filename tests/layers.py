@@ -38,6 +38,7 @@ CROSSINGS = [
     ("src/tools/cmd_convert.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/tools/cmd_eval.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/tools/cmd_logits.c", "cli/cli.h", "a command: its options are parsed as all are"),
+    ("src/tools/cmd_imatrix.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/tools/cmd_quantize.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/server/cmd_serve.c", "cli/cli.h", "a command: its options are parsed as all are"),
     ("src/cli/cmd_show.c", "formats/gguf.h", "lists what is in files that qw cannot run and the door does not open"),

@@ -12,6 +12,7 @@
 typedef struct qw_profile {
     qw_backend base;
     qw_backend *inner; /* borrows */
+    qw_steps *steps;   /* owns; NULL: nobody watches inputs */
     qw_profile_row rows[QW_PROFILE_ROWS_MAX];
     size_t n_rows;
 } qw_profile;
@@ -27,6 +28,11 @@ static int64_t clock_ns(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static qw_steps *steps_of(qw_backend *be)
+{
+    return ((qw_profile *)be)->steps;
 }
 
 static qw_backend *inner_of(qw_backend *be)
@@ -113,7 +119,10 @@ static void profile_linear(qw_backend *be, const float *x, size_t ld_x, size_t n
     char name[sizeof((qw_profile_row *)0)->weights];
     group_name(products, n_products, name, sizeof name);
     mark m = begin(be, "linear", name);
-    inner_of(be)->ops->linear(inner_of(be), x, ld_x, n_rows, products, n_products);
+    if (steps_of(be))
+        qw_steps_linear(steps_of(be), inner_of(be), x, ld_x, n_rows, products, n_products);
+    else
+        inner_of(be)->ops->linear(inner_of(be), x, ld_x, n_rows, products, n_products);
     end(m, products_bytes(products, n_products, n_rows), products_macs(products, n_products, n_rows));
 }
 
@@ -124,7 +133,10 @@ static void profile_swiglu(qw_backend *be, const float *n, size_t ld_n, size_t n
     char name[sizeof((qw_profile_row *)0)->weights];
     group_name(products, 3, name, sizeof name);
     mark m = begin(be, "swiglu", name);
-    inner_of(be)->ops->swiglu(inner_of(be), n, ld_n, n_rows, w, x, ld_x);
+    if (steps_of(be))
+        qw_steps_swiglu(steps_of(be), inner_of(be), n, ld_n, n_rows, w, x, ld_x);
+    else
+        inner_of(be)->ops->swiglu(inner_of(be), n, ld_n, n_rows, w, x, ld_x);
     end(m, products_bytes(products, 3, n_rows), products_macs(products, 3, n_rows));
 }
 
@@ -297,7 +309,10 @@ static void profile_moe(qw_backend *be, const float *n, size_t ld_n, size_t n_ro
     size_t read = n_rows * w->n_used < w->n_experts ? n_rows * w->n_used : w->n_experts;
     group_name(products, 3, name, sizeof name);
     mark m = begin(be, "moe", name);
-    inner_of(be)->ops->moe(inner_of(be), n, ld_n, n_rows, w, x, ld_x);
+    if (steps_of(be))
+        qw_steps_moe(steps_of(be), inner_of(be), n, ld_n, n_rows, w, x, ld_x);
+    else
+        inner_of(be)->ops->moe(inner_of(be), n, ld_n, n_rows, w, x, ld_x);
     end(m, products_bytes(products, 3, 0) / w->n_experts * read, products_macs(products, 3, n_rows * w->n_used));
 }
 
@@ -305,6 +320,7 @@ static void profile_moe(qw_backend *be, const float *n, size_t ld_n, size_t n_ro
 
 static void profile_destroy(qw_backend *be)
 {
+    qw_steps_destroy(steps_of(be));
     free(be);
 }
 
@@ -342,6 +358,13 @@ qw_status qw_profile_create(qw_backend *inner, qw_backend **out, qw_err *err)
     p->inner = inner;
     *out = &p->base;
     return QW_OK;
+}
+
+qw_status qw_profile_watch(qw_backend *profile, const qw_cpu_sizes *sizes, qw_input_fn *input, void *ctx, qw_err *err)
+{
+    qw_profile *p = (qw_profile *)profile;
+    QW_ASSERT(p->steps == NULL);
+    return qw_steps_create(sizes, input, ctx, &p->steps, err);
 }
 
 void qw_profile_clear(qw_backend *profile)

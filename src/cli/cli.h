@@ -57,6 +57,7 @@ int qw_cmd_rerank(int argc, char **argv);
 int qw_cmd_logits(int argc, char **argv);
 int qw_cmd_bench(int argc, char **argv);
 int qw_cmd_eval(int argc, char **argv);
+int qw_cmd_imatrix(int argc, char **argv);
 int qw_cmd_quantize(int argc, char **argv);
 int qw_cmd_serve(int argc, char **argv);
 int qw_cmd_pull(int argc, char **argv);

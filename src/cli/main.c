@@ -35,6 +35,7 @@ static const command commands[] = {
     {"logits", qw_cmd_logits, "write the logits of a token sequence to a file"},
     {"bench", qw_cmd_bench, "measure prefill and decode speed"},
     {"eval", qw_cmd_eval, "measure the perplexity of a text"},
+    {"imatrix", qw_cmd_imatrix, "measure what quantisation should spare"},
     {"quantize", qw_cmd_quantize, "write a model with smaller weights"},
     {"version", cmd_version, "print the version"},
     {"help", cmd_help, "describe a command"},

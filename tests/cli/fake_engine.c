@@ -486,6 +486,10 @@ __attribute__((weak)) int qw_cmd_eval(int argc, char **argv)
 {
     return no_model_inside(argc > 0 ? argv[0] : "eval");
 }
+__attribute__((weak)) int qw_cmd_imatrix(int argc, char **argv)
+{
+    return no_model_inside(argc > 0 ? argv[0] : "imatrix");
+}
 __attribute__((weak)) int qw_cmd_quantize(int argc, char **argv)
 {
     return no_model_inside(argc > 0 ? argv[0] : "quantize");

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Checks `qw quantize` with files made here, against what llama.cpp chooses and what the `gguf` package reads.
+"""Checks `qw quantize` and `qw imatrix` with files made here, against what llama.cpp chooses and what the `gguf` package reads.
 
 Use:   quantize.py --qw build/qw [--seed N]
        quantize.py --make PYTHON       # tests/fixtures/quant_types.json again; PYTHON: of the environment "peer"
@@ -8,7 +8,8 @@ Small models of every kind that the choice of types looks at (layers, shared hea
 lengths): the type of every tensor for every mix must be llama.cpp's, as recorded in the fixture. Then what is in the
 file: rows decode near the original, what stays is the same bytes, keys are kept, importances lower the error that they
 weigh, a second run gives the same bytes. And what must not happen: a quantised source without --requantize, a file
-overwritten, something left after an interruption. Needs: gguf, numpy.
+overwritten, something left after an interruption. Measured importances are compared with the formula where it
+is short: the first layer's inputs are the normed embeddings. Needs: gguf, numpy.
 """
 
 import argparse
@@ -322,6 +323,44 @@ def check_interruption(run, rng):
               f"interrupted: exit {process.returncode}, {said!r}, left {os.listdir(folder)}")
 
 
+def check_imatrix(run):
+    """Sums of the first layer's inputs, which are the normed embeddings; what is there; that qw quantize takes it."""
+    model, text = os.path.join(ROOT, "tests/fixtures/tiny-f32.gguf"), os.path.join(ROOT, "tests/fixtures/text-mixed.txt")
+    out, window = f"{run.folder}/measured.gguf", 64
+    with open(text, "rb") as file:
+        data = file.read(6000).decode("utf-8", "ignore").encode()
+    with open(f"{run.folder}/text.txt", "wb") as file:
+        file.write(data)
+    done = subprocess.run([*run.qw, "imatrix", "-m", model, "-f", f"{run.folder}/text.txt", "-o", out, "-c", str(window),
+                           "--exact"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+    run.check(done.returncode == 0, f"imatrix: exit {done.returncode}: {done.stderr}")
+    if done.returncode:
+        return
+    ids = json.loads(subprocess.run([*run.qw, "tokenize", "--json", "-m", model], input=data, stdout=subprocess.PIPE,
+                                    check=True).stdout)
+    ids = ids[:len(ids) // window * window]
+    weights = {t.name: t for t in GGUFReader(model).tensors}
+    reader = GGUFReader(out)
+    measured = {t.name: t for t in reader.tensors}
+    run.check(reader.fields["general.type"].contents() == "imatrix", "imatrix: general.type")
+    run.check(reader.fields["imatrix.chunk_count"].contents() == len(ids) // window, "imatrix: chunks")
+    run.check(reader.fields["imatrix.chunk_size"].contents() == window, "imatrix: size of a chunk")
+    for name, tensor in weights.items():
+        if len(tensor.shape) < 2 or not name.startswith("blk."):
+            continue
+        k, sums, counts = int(tensor.shape[0]), measured.get(name + ".in_sum2"), measured.get(name + ".counts")
+        run.check(sums is not None and counts is not None and list(sums.shape) == [k, 1] and list(counts.shape) == [1, 1]
+                  and float(counts.data.reshape(-1)[0]) == len(ids) and bool((sums.data > 0).all()),
+                  f"imatrix: {name}: not there, or of another shape or count")
+    x = weights["token_embd.weight"].data[ids].astype(np.float64)
+    eps = float(GGUFReader(model).fields["qwen2.attention.layer_norm_rms_epsilon"].contents())
+    x = x / np.sqrt((x ** 2).mean(axis=1, keepdims=True) + eps) * weights["blk.0.attn_norm.weight"].data
+    got, want = measured["blk.0.attn_q.weight.in_sum2"].data.reshape(-1), (x ** 2).sum(axis=0)
+    run.check(bool(np.allclose(got, want, rtol=1e-4)), f"imatrix: blk.0.attn_q: up to {np.abs(got / want - 1).max():.2g} off")
+    code, said = run.quantize(model, f"{run.folder}/weighted.gguf", "Q4_0", "--imatrix", out, "--replace")
+    run.check(code == 0, f"quantize with what was measured: exit {code}: {said}")
+
+
 def is_caught(pid):
     """Whether the process has a handler for SIGINT by now."""
     try:
@@ -359,6 +398,7 @@ def main():
                 check_importances(run, source, floats, means)
         check_refusals(run, source, rng)
         check_interruption(run, rng)
+        check_imatrix(run)
     print(f"{run.passed} passed, {run.failed} failed")
     return 1 if run.failed else 0
 

@@ -4,6 +4,7 @@
  * rows must add up to the products and the weights of the whole network. Names, and more kinds of operations than it
  * has rows for, are tried over a backend that does nothing.
  */
+#include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
 #include <setjmp.h>
@@ -106,6 +107,139 @@ static void test_same_bits_and_sums(void **state)
     qw_gguf_close(file);
 }
 
+/* ---- inputs of products ------------------------------------------------------------------------- */
+
+typedef struct seen {
+    char name[64];
+    size_t n_rows;
+    double squares;
+} seen;
+
+typedef struct watcher {
+    seen seen[64];
+    size_t n;
+} watcher;
+
+static seen *find_seen(watcher *w, const char *name)
+{
+    size_t i = 0;
+    while (i < w->n && strcmp(w->seen[i].name, name) != 0) i++;
+    assert_true(i < 64);
+    if (i == w->n) snprintf(w->seen[w->n++].name, sizeof w->seen[i].name, "%s", name);
+    return &w->seen[i];
+}
+
+static void note_input(void *ctx, const qw_weight *w, size_t stacked, const float *x, size_t ld, size_t n_rows)
+{
+    seen *s = find_seen(ctx, w->name);
+    assert_true(stacked < w->n_stacked);
+    s->n_rows += n_rows;
+    for (size_t r = 0; r < n_rows; r++)
+        for (size_t i = 0; i < w->k; i++) s->squares += (double)x[r * ld + i] * (double)x[r * ld + i];
+}
+
+/* Watched, the dense model's results are equal up to rounding, and each matrix is shown an input for each row. */
+static void test_watched_model(void **state)
+{
+    (void)state;
+    qw_gguf *file = NULL;
+    qw_net *net = NULL;
+    qw_runtime rt = {0};
+    qw_err err = {0};
+    qw_backend *profile = NULL;
+    watcher watched = {0};
+    qw_runtime_options o = {.n_threads = 2, .exact = true, .n_rows_max = 128, .n_seqs = 1, .seq_tokens_max = 128};
+    if (qw_gguf_open("tests/fixtures/tiny-f32.gguf", &file, &err) || qw_net_open(file, &net, &err) ||
+        qw_runtime_create(net, &o, &rt, &err)) {
+        fail_msg("%s", err.text);
+    }
+    size_t n_vocab = net->hp.n_vocab;
+    float *plain = calloc(n_vocab, sizeof(float)), *seen_through = calloc(n_vocab, sizeof(float));
+    qw_cpu_sizes sizes = qw_net_cpu_sizes(net, 128, false);
+    forward(&rt, n_vocab, plain);
+    assert_int_equal(qw_profile_create(rt.be, &profile, &err), QW_OK);
+    assert_int_equal(qw_profile_watch(profile, &sizes, note_input, &watched, &err), QW_OK);
+    rt.pass->be = profile;
+    forward(&rt, n_vocab, seen_through);
+    for (size_t i = 0; i < n_vocab; i++) assert_true(fabsf(plain[i] - seen_through[i]) < 1e-4f);
+    size_t n_full = 0;
+    for (size_t i = 0; i < watched.n; i++) n_full += watched.seen[i].n_rows == N;
+    assert_int_equal(find_seen(&watched, "blk.0.ffn_down.weight")->n_rows, N);
+    assert_true(find_seen(&watched, "blk.0.ffn_down.weight")->squares > 0);
+    assert_true(n_full == watched.n - 1); /* the head saw one row */
+    profile->ops->destroy(profile);
+    free(plain);
+    free(seen_through);
+    qw_runtime_destroy(&rt);
+    qw_net_close(net);
+    qw_gguf_close(file);
+}
+
+enum { EXPERTS = 5, USED = 2, HIDDEN = 64, EXPERT_FFN = 48, SHARED_FFN = 32, ROWS = 9 };
+
+/* Random numbers of about 1 / sqrt(k); freed by the caller. */
+static qw_weight random_stack(const char *name, size_t n, size_t rows, size_t k)
+{
+    static uint32_t state = 12345;
+    float *data = malloc(n * rows * k * sizeof *data);
+    assert_non_null(data);
+    for (size_t i = 0; i < n * rows * k; i++) {
+        state = state * 1664525u + 1013904223u;
+        data[i] = ((float)(state >> 8) * 0x1p-23f - 1.0f) * 2.0f / sqrtf((float)k);
+    }
+    return (qw_weight){.name = name, .type = QW_TYPE_F32, .rows = rows, .k = k, .n_stacked = n,
+                       .data = (const uint8_t *)data, .row_bytes = k * sizeof(float),
+                       .stack_bytes = rows * k * sizeof(float), .pack = QW_PACK_NONE};
+}
+
+/* A block of experts in steps is the backend's, and every pair of a row and an expert is shown once. */
+static void test_watched_experts(void **state)
+{
+    (void)state;
+    qw_weight w[] = {random_stack("router", 1, EXPERTS, HIDDEN), random_stack("gate", EXPERTS, EXPERT_FFN, HIDDEN),
+                     random_stack("up", EXPERTS, EXPERT_FFN, HIDDEN), random_stack("down", EXPERTS, HIDDEN, EXPERT_FFN),
+                     random_stack("shared_gate", 1, SHARED_FFN, HIDDEN), random_stack("shared_up", 1, SHARED_FFN, HIDDEN),
+                     random_stack("shared_down", 1, HIDDEN, SHARED_FFN), random_stack("shared_scale", 1, 1, HIDDEN),
+                     random_stack("input", 1, ROWS, HIDDEN)};
+    qw_cpu_sizes sizes = {.n_rows_max = ROWS, .k_max = HIDDEN, .head_dim = 16, .n_experts = EXPERTS, .n_used = USED,
+                          .hidden = HIDDEN, .expert_ffn = EXPERT_FFN};
+    static float gate_out[ROWS * HIDDEN], up_out[ROWS * HIDDEN];
+    qw_pool *pool;
+    qw_backend *be, *profile;
+    qw_err err;
+    assert_int_equal(qw_pool_create(2, &pool, &err), QW_OK);
+    assert_int_equal(qw_cpu_create(pool, qw_cpu_isa(), &sizes, &be, &err), QW_OK);
+    const float *n = (const float *)(const void *)w[8].data;
+    for (int variant = 0; variant < 4; variant++) {
+        qw_moe moe = {.router = &w[0], .gate = &w[1], .up = &w[2], .down = &w[3], .n_experts = EXPERTS, .n_used = USED,
+                      .renormalise = variant & 1, .gate_out = gate_out, .up_out = up_out};
+        float want[ROWS * HIDDEN] = {0}, got[ROWS * HIDDEN] = {0};
+        watcher watched = {0};
+        if (variant & 2) {
+            moe.shared_gate = &w[4];
+            moe.shared_up = &w[5];
+            moe.shared_down = &w[6];
+            moe.shared_scale = &w[7];
+        }
+        be->ops->moe(be, n, HIDDEN, ROWS, &moe, want, HIDDEN);
+        assert_int_equal(qw_profile_create(be, &profile, &err), QW_OK);
+        assert_int_equal(qw_profile_watch(profile, &sizes, note_input, &watched, &err), QW_OK);
+        profile->ops->moe(profile, n, HIDDEN, ROWS, &moe, got, HIDDEN);
+        double size = 0;
+        for (size_t i = 0; i < ROWS * HIDDEN; i++) {
+            size += fabs((double)want[i]);
+            assert_true(fabsf(want[i] - got[i]) < 1e-5f);
+        }
+        assert_true(size > 1); /* not zeros */
+        for (int i = 1; i <= 3; i++) assert_int_equal(find_seen(&watched, w[i].name)->n_rows, ROWS * USED);
+        for (int i = 4; i <= 7; i++) assert_int_equal(find_seen(&watched, w[i].name)->n_rows, variant & 2 ? ROWS : 0);
+        profile->ops->destroy(profile);
+    }
+    be->ops->destroy(be);
+    qw_pool_destroy(pool);
+    for (size_t i = 0; i < sizeof w / sizeof *w; i++) free((void *)(uintptr_t)w[i].data);
+}
+
 /* ---- over a backend that does nothing --------------------------------------------------------- */
 
 static size_t n_forwarded;
@@ -180,6 +314,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_same_bits_and_sums),
+        cmocka_unit_test(test_watched_model),
+        cmocka_unit_test(test_watched_experts),
         cmocka_unit_test(test_names),
         cmocka_unit_test(test_more_kinds_than_rows),
     };

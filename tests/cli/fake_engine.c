@@ -470,6 +470,10 @@ __attribute__((weak)) int qw_cmd_logits(int argc, char **argv)
 {
     return no_model_inside(argc > 0 ? argv[0] : "logits");
 }
+__attribute__((weak)) int qw_cmd_convert(int argc, char **argv)
+{
+    return no_model_inside(argc > 0 ? argv[0] : "convert");
+}
 __attribute__((weak)) int qw_cmd_embed(int argc, char **argv)
 {
     return no_model_inside(argc > 0 ? argv[0] : "embed");

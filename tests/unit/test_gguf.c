@@ -567,7 +567,8 @@ static void test_check_1_regular_file(void **state)
     gw w = {0};
     save(&w, "empty.gguf");
     assert_refused(temp_path("fifo.gguf"), QW_E_FORMAT, "is a pipe, want a regular file");
-    assert_refused(temp_path("dir.gguf"), QW_E_FORMAT, "is a folder, want a regular file");
+    assert_refused(temp_path("dir.gguf"), QW_E_NOT_FOUND,
+                   "is a folder without config.json: want a GGUF file or a Hugging Face folder");
     assert_refused("/dev/null", QW_E_FORMAT, "is a device, want a regular file");
     assert_refused(temp_path("empty.gguf"), QW_E_FORMAT, "the file is empty");
     assert_refused(temp_path("no.gguf"), QW_E_NOT_FOUND, "cannot be opened: No such file or directory");

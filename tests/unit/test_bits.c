@@ -22,7 +22,7 @@
 #include "model/weights.h"
 #include "temp_dir.h"
 
-enum { SEED = 20261124, LAYERS = 4, HIDDEN = 256, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, FFN = 256, VOCAB = 603 };
+enum { SEED = 20261124, LAYERS = 3, HIDDEN = 256, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, FFN = 256, VOCAB = 603 };
 enum {
     N_TOKENS = 512,
     N_SHORT = 70,  /* tokens that go through in small pieces: more than one tile of attention */

@@ -22,7 +22,7 @@
 #include "model/weights.h"
 #include "temp_dir.h"
 
-enum { SEED = 20261124, LAYERS = 3, HIDDEN = 256, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, FFN = 256, VOCAB = 603 };
+enum { SEED = 20261124, LAYERS = 4, HIDDEN = 256, HEADS = 4, KV_HEADS = 2, HEAD_DIM = 64, FFN = 256, VOCAB = 603 };
 enum {
     N_TOKENS = 512,
     N_SHORT = 70,  /* tokens that go through in small pieces: more than one tile of attention */
@@ -107,6 +107,39 @@ static size_t tensor_bytes(const made_tensor *t)
     return qw_type_row_bytes(t->type, t->k) * (t->rows ? t->rows : 1);
 }
 
+/* Where a type that is only read keeps its half scale; -1: in pieces or bytes, -2: it is a type that is made as well. */
+static int half_at(qw_type type)
+{
+    switch (type) {
+    case QW_TYPE_IQ1_S:
+    case QW_TYPE_IQ2_XXS:
+    case QW_TYPE_IQ2_XS:
+    case QW_TYPE_IQ2_S:
+    case QW_TYPE_IQ3_XXS:
+    case QW_TYPE_IQ3_S: return 0;
+    case QW_TYPE_TQ1_0: return offsetof(qw_block_tq1_0, d);
+    case QW_TYPE_TQ2_0: return offsetof(qw_block_tq2_0, d);
+    case QW_TYPE_IQ1_M:
+    case QW_TYPE_NVFP4: return -1;
+    default: return -2;
+    }
+}
+
+/* Random blocks of a type that is only read, with scales that keep weights small. */
+static void make_blocks(qw_type type, int at, uint8_t *row, size_t k)
+{
+    const qw_type_info *info = qw_type_get((uint32_t)type);
+    const qw_half d = qw_f32_to_half(0x1p-10f);
+    for (size_t b = 0; b < k / info->block_n; b++, row += info->block_bytes) {
+        for (size_t i = 0; i < info->block_bytes; i++) row[i] = (uint8_t)rng(256);
+        if (at >= 0) memcpy(row + at, &d, sizeof d);
+        for (int i = 0; i < 4 && type == QW_TYPE_NVFP4; i++) row[i] = (uint8_t)(8 + rng(8));
+        uint8_t *words = row + offsetof(qw_block_iq1_m, scales);
+        for (int i = 0; i < 4 && type == QW_TYPE_IQ1_M; i++)
+            words[2 * i + 1] = (uint8_t)((words[2 * i + 1] & 15) | (d >> (4 * i) & 15) << 4);
+    }
+}
+
 /* Weights about as large as those of a trained model: rows keep the size of what they multiply. Norms are near 1. */
 static void put_tensor(gw *w, const made_tensor *t)
 {
@@ -118,7 +151,11 @@ static void put_tensor(gw *w, const made_tensor *t)
             float x = (float)((int)rng(2001) - 1000) * 1e-3f;
             row[i] = t->rows ? x * 0.1f : 1.0f + x * 0.2f;
         }
-        qw_quantize_row(t->type, row, stored, t->k, NULL);
+        int at = half_at(t->type);
+        if (at == -2)
+            qw_quantize_row(t->type, row, stored, t->k, NULL);
+        else
+            make_blocks(t->type, at, stored, t->k);
         gw_put(w, stored, qw_type_row_bytes(t->type, t->k), true);
     }
     gw_pad(w, 32);

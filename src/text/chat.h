@@ -84,10 +84,13 @@ qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_
 /* Ids of a rendered conversation: markup with control tokens, plain text without. */
 qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_err *err) QW_MUST_CHECK;
 
+/* What the model cards of embedding and reranking models give as the instruct of a search. */
+#define QW_SEARCH_INSTRUCTION "Given a web search query, retrieve relevant passages that answer the query"
+
 /* Prompt of an embedding model: a document as it is, or with an instruct (.s not NULL) a query. Ends with
  * <|endoftext|>, whose hidden state is the embedding. *out as in qw_chat_render. */
 qw_status qw_embed_render(qw_text text, qw_text instruct, qw_rendered *out, qw_err *err) QW_MUST_CHECK;
-/* Prompt of a reranking model; the next token is "yes" or "no". instruct: .s NULL for the model card's own. */
+/* Prompt of a reranking model; the next token is "yes" or "no". instruct: .s NULL for QW_SEARCH_INSTRUCTION. */
 qw_status qw_rerank_render(qw_text query, qw_text document, qw_text instruct, qw_rendered *out,
                            qw_err *err) QW_MUST_CHECK;
 

@@ -4,7 +4,6 @@
 #define RERANK_SYSTEM                                                                                        \
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "       \
     "Note that the answer can only be \"yes\" or \"no\"."
-#define RERANK_INSTRUCT "Given a web search query, retrieve relevant passages that answer the query"
 
 /* Markup and plain text by turns: pairs of markup and what follows it. */
 typedef struct piece {
@@ -37,9 +36,10 @@ qw_status qw_embed_render(qw_text text, qw_text instruct, qw_rendered *out, qw_e
 
 qw_status qw_rerank_render(qw_text query, qw_text document, qw_text instruct, qw_rendered *out, qw_err *err)
 {
-    qw_text usual = {RERANK_INSTRUCT, sizeof RERANK_INSTRUCT - 1};
+    qw_text usual = {QW_SEARCH_INSTRUCTION, sizeof QW_SEARCH_INSTRUCTION - 1};
     const piece pieces[] = {
-        {"<|im_start|>system\n" RERANK_SYSTEM "<|im_end|>\n<|im_start|>user\n<Instruct>: ", instruct.s ? instruct : usual},
+        {"<|im_start|>system\n" RERANK_SYSTEM "<|im_end|>\n<|im_start|>user\n<Instruct>: ",
+         instruct.s ? instruct : usual},
         {"\n<Query>: ", query},
         {"\n<Document>: ", document},
         {"<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", {0}},

@@ -20,7 +20,8 @@ typedef enum qw_json_state {
     QW_JSON_AFTER,         /* a comma or the end of what is open */
     QW_JSON_DONE,          /* white space alone */
     QW_JSON_STRING, QW_JSON_ESCAPE, QW_JSON_HEX,
-    QW_JSON_MINUS, QW_JSON_ZERO, QW_JSON_WHOLE, QW_JSON_POINT, QW_JSON_FRACTION, QW_JSON_E, QW_JSON_SIGN, QW_JSON_EXPONENT,
+    QW_JSON_MINUS, QW_JSON_ZERO, QW_JSON_WHOLE, QW_JSON_POINT, QW_JSON_FRACTION, QW_JSON_E, QW_JSON_SIGN,
+    QW_JSON_EXPONENT,
     QW_JSON_WORD,
     QW_JSON_BAD
 } qw_json_state;

@@ -3,8 +3,8 @@
  * Text goes in as it is decoded, cut anywhere; typed events come out. Calls are understood in the JSON form
  * (<tool_call>{"name": ..., "arguments": ...}</tool_call>) and in the XML form (<function=NAME><parameter=KEY>), whose
  * values get the types that the tool's schema asks for. The rules are in docs/chat.md; two of them are promises:
- *   - Nothing is lost: every byte that went in is in the `raw` of exactly one event, in order. What cannot be understood
- *     is content, with a warning.
+ *   - Nothing is lost: every byte that went in is in the `raw` of exactly one event, in order. What cannot be
+ *     understood is content, with a warning.
  *   - The cuts make no difference: neighbouring events of one kind joined, the events are the same.
  * Memory is bounded by QW_PARSE_HELD_MAX and the pieces pushed, time is linear. One thread a parser.
  */
@@ -51,8 +51,8 @@ typedef struct qw_parser qw_parser;
 /* Copies what it needs. Errors are those of the tools' JSON text. */
 qw_status qw_parser_create(const qw_parse_options *options, qw_parser **out, qw_err *err) QW_MUST_CHECK;
 void qw_parser_destroy(qw_parser *p);
-/* Takes text and calls fn for what is certain by now. Fails when memory is out, or with what fn returned; then the parser
- * can only be destroyed. */
+/* Takes text and calls fn for what is certain by now. Fails when memory is out, or with what fn returned; then the
+ * parser can only be destroyed. */
 qw_status qw_parser_push(qw_parser *p, qw_text text, qw_parse_fn fn, void *ctx, qw_err *err) QW_MUST_CHECK;
 /* The answer ended: gives out what was held back. */
 qw_status qw_parser_finish(qw_parser *p, qw_parse_fn fn, void *ctx, qw_err *err) QW_MUST_CHECK;

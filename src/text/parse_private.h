@@ -116,8 +116,8 @@ qw_status qw_parse_no_call(qw_parser *p, size_t n) QW_MUST_CHECK;
 /* The call broke off after it was announced; the same with what is held. */
 qw_status qw_parse_broken(qw_parser *p, size_t n, const char *sentence) QW_MUST_CHECK;
 qw_status qw_parse_end_call(qw_parser *p, bool complete, qw_text raw) QW_MUST_CHECK;
-/* Announces a call: everything held but its last n bytes is its head. False in *ok when a call of this function does not
- * count here. */
+/* Announces a call: everything held but its last n bytes is its head. False in *ok when a call of this function does
+ * not count here. */
 qw_status qw_parse_announce(qw_parser *p, qw_text name, size_t n, bool *ok) QW_MUST_CHECK;
 
 /* ---- parse_xml.c */

@@ -83,7 +83,9 @@ static int types_of_all(qw_text array, int what, int depth)
     qw_text key, value;
     if (qw_json_first(array) != '[') return 0;
     for (size_t pos = 0; qw_json_next(array, &pos, &key, &value);)
-        types |= what == 't' ? type_named(value) : what == 'v' ? type_of_value(value) : types_of_schema(value, depth + 1);
+        types |= what == 't'   ? type_named(value)
+                 : what == 'v' ? type_of_value(value)
+                               : types_of_schema(value, depth + 1);
     return types;
 }
 

@@ -1,8 +1,8 @@
 /* parse_xml.c: calls in the XML form: <function=NAME>, <parameter=KEY>, values as raw text.
  *
  * A value that can only be a string is given out as it comes; another one when it is whole. One line break after the
- * opening tag and one before the closing one belong to the form. </parameter> ends a value only where another tag of the
- * call follows, so that a text about this format can be a value.
+ * opening tag and one before the closing one belong to the form. </parameter> ends a value only where another tag of
+ * the call follows, so that a text about this format can be a value.
  */
 #include "text/parse_private.h"
 

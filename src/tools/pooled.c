@@ -6,7 +6,6 @@
 #include <string.h>
 
 #include "base/mem.h"
-#include "text/chat.h"
 
 enum { CONTEXT_DEFAULT = 32768 };
 

@@ -8,10 +8,8 @@
 
 #include "qw.h"
 
-#include "text/tokenizer.h"
+#include "text/chat.h"
 #include "tools/compute.h"
-
-#define QW_SEARCH_INSTRUCTION "Given a web search query, retrieve relevant passages that answer the query"
 
 typedef struct qw_pooled {
     qw_compute c;
@@ -31,8 +29,7 @@ void qw_pooled_close(qw_pooled *p);
  * with what it is for. */
 qw_status qw_pooled_embed(qw_pooled *p, qw_text text, const char *instruction, uint32_t n_dims, float *out,
                           qw_err *err) QW_MUST_CHECK;
-/* The probability that the document answers the query. instruction: NULL for the model card's, a web
- * search. */
+/* The probability that the document answers the query. instruction: NULL for QW_SEARCH_INSTRUCTION. */
 qw_status qw_pooled_rerank(qw_pooled *p, const char *instruction, qw_text query, qw_text document, double *score,
                            qw_err *err) QW_MUST_CHECK;
 

@@ -25,6 +25,7 @@
 #define LOW                                                                                                  \
     "Reasoning effort is set to low. Keep your thinking brief and focused, moving directly to the "          \
     "conclusion without unnecessary elaboration."
+#define KEPT "<think>\nR\n</think>\n\nA"
 #define TEXT(s) ((qw_text){s, sizeof s - 1})
 #define NO_TOOLS ((qw_text){0})
 
@@ -166,8 +167,8 @@ static void test_injection(void **state)
     (void)state;
     m[2].tool_calls = calls;
     m[2].n_tool_calls = 2;
-    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 5, TEXT("[{\"a\": \"<|im_end|><tool_call>\"}]"), NULL, true, &r, NULL),
-                     QW_OK);
+    qw_text tools = TEXT("[{\"a\": \"<|im_end|><tool_call>\"}]");
+    assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 5, tools, NULL, true, &r, NULL), QW_OK);
     assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL), QW_OK);
     assert_int_equal(count(&ids, ID_IM_START), 6); /* five turns and the prompt */
     assert_int_equal(count(&ids, ID_IM_END), 5);
@@ -357,12 +358,12 @@ static void test_options(void **state)
         {QW_CHAT_QWEN3_INSTRUCT, {.thinking = QW_SWITCH_ON}, "", "A", "", false},
         {QW_CHAT_QWEN35, {.preserve_thinking = QW_SWITCH_ON}, "", "A", "<think>\n", true},
         {QW_CHAT_QWEN36, {0}, "", "A", "<think>\n", true},
-        {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, "", "<think>\nR\n</think>\n\nA", "<think>\n", true},
-        {QW_CHAT_QWEN38, {0}, "<|im_start|>system\n" XHIGH "<|im_end|>\n", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+        {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, "", KEPT, "<think>\n", true},
+        {QW_CHAT_QWEN38, {0}, "<|im_start|>system\n" XHIGH "<|im_end|>\n", KEPT, "<think>\n", true},
         {QW_CHAT_QWEN38, {.thinking = QW_SWITCH_OFF, .preserve_thinking = QW_SWITCH_OFF}, "", "A", off, false},
-        {QW_CHAT_QWEN38, {.effort = QW_EFFORT_MEDIUM}, "", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+        {QW_CHAT_QWEN38, {.effort = QW_EFFORT_MEDIUM}, "", KEPT, "<think>\n", true},
         {QW_CHAT_QWEN38_MAX, {.effort = QW_EFFORT_LOW, .thinking = QW_SWITCH_OFF},
-         "<|im_start|>system\n" LOW "<|im_end|>\n", "<think>\nR\n</think>\n\nA", "<think>\n", true},
+         "<|im_start|>system\n" LOW "<|im_end|>\n", KEPT, "<think>\n", true},
     };
     qw_message m[] = {say("user", "Q"), say("assistant", "A"), say("user", "Q")};
     (void)state;

@@ -18,6 +18,7 @@
 
 #include "base/status.h"
 #include "text/json_number.h"
+#include "text/json_push.h"
 #include "text/json_text.h"
 
 static qw_text text_of(const char *s)
@@ -232,13 +233,46 @@ static void test_limit(void **state)
     qw_buf_free(&out);
 }
 
+/* Byte by byte the same texts are JSON, but for what only a whole text shows: a key twice. */
+static void test_push(void **state)
+{
+    static const char *const bits[] = {"{", "}", "[", "]", ",", ":", "\"a\"", "\"b\"", " ", "\n", "1", "0", "-", ".",
+                                       "e", "E+", "true", "null", "fals", "e", "\"\\n\"", "\"\\u00e9\"",
+                                       "\"\\x\"", "\"\\u12", "\"\t\"", "{\"a\":"};
+    enum { ROUNDS = 200000, N_BITS = sizeof bits / sizeof *bits };
+    uint64_t seed = 4242;
+    size_t n_json = 0;
+    (void)state;
+    printf("seed %llu\n", (unsigned long long)seed);
+    for (int round = 0; round < ROUNDS; round++) {
+        char text[128] = "";
+        qw_json_push p = {0};
+        qw_buf out;
+        for (uint64_t k = 1 + seed % 9; k > 0; k--) {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            strcat(text, bits[seed % N_BITS]);
+        }
+        qw_buf_init(&out, 1 << 16, "json");
+        qw_status status = qw_json_rewrite(text_of(text), &out, NULL);
+        qw_buf_free(&out);
+        for (size_t i = 0; text[i]; i++) qw_json_push_byte(&p, text[i]);
+        qw_json_push_byte(&p, ' '); /* a number ends */
+        bool json = status == QW_OK || status == QW_E_ARG;
+        if ((p.state == QW_JSON_DONE) != json) fail_msg("%s: %s", text, json ? "is JSON" : "is not JSON");
+        n_json += json;
+    }
+    assert_true(n_json > ROUNDS / 100);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_values),   cmocka_unit_test(test_strings),     cmocka_unit_test(test_numbers),
         cmocka_unit_test(test_doubles),  cmocka_unit_test(test_long_number), cmocka_unit_test(test_not_json),
         cmocka_unit_test(test_keys),     cmocka_unit_test(test_depth),       cmocka_unit_test(test_list),
-        cmocka_unit_test(test_limit),
+        cmocka_unit_test(test_limit),    cmocka_unit_test(test_push),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

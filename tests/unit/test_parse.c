@@ -25,7 +25,8 @@ enum { LOG_MAX = 64 << 20 };
     "[{\"type\": \"function\", \"function\": {\"name\": \"get\", \"parameters\": {\"type\": \"object\", "    \
     "\"properties\": {\"city\": {\"type\": \"string\"}, \"days\": {\"type\": \"integer\"}, "                 \
     "\"deep\": {\"type\": \"boolean\"}, \"where\": {\"type\": \"object\"}, \"list\": {\"type\": \"array\"}, " \
-    "\"maybe\": {\"type\": [\"string\", \"null\"]}, \"one\": {\"anyOf\": [{\"type\": \"number\"}, {\"type\": \"null\"}]}, " \
+    "\"maybe\": {\"type\": [\"string\", \"null\"]}, "                                                         \
+    "\"one\": {\"anyOf\": [{\"type\": \"number\"}, {\"type\": \"null\"}]}, "                                   \
     "\"unit\": {\"enum\": [\"C\", \"F\"]}, \"any\": {}}}}}, {\"name\": \"run\", \"parameters\": {}}]"
 
 /* ---- events as text --------------------------------------------------------------------------- */
@@ -150,7 +151,8 @@ static size_t cut_randomly(void *ctx, size_t at)
 static void same(const event_log *a, const event_log *b, const char *how, const char *text, size_t n)
 {
     if (a->events.n != b->events.n || (a->events.n && memcmp(a->events.data, b->events.data, a->events.n) != 0))
-        fail_msg("%s:\n%.*s\ngave\n%s\nand whole\n%s", how, (int)n, text, qw_buf_str(&b->events), qw_buf_str(&a->events));
+        fail_msg("%s:\n%.*s\ngave\n%s\nand whole\n%s", how, (int)n, text, qw_buf_str(&b->events),
+                 qw_buf_str(&a->events));
 }
 
 /* ---- cases ------------------------------------------------------------------------------------ */
@@ -160,7 +162,8 @@ static void same(const event_log *a, const event_log *b, const char *how, const 
     "<tool_call>\n<function=get>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n3\n</parameter>\n"  \
     "</function>\n</tool_call>"
 #define GET_EVENTS "|call:get|args:{\"city\": \"Köln\", \"days\": 3}|end:whole"
-#define XML(key, value) "<tool_call>\n<function=get>\n<parameter=" key ">" value "</parameter>\n</function>\n</tool_call>"
+#define XML(key, value)                                                                                      \
+    "<tool_call>\n<function=get>\n<parameter=" key ">" value "</parameter>\n</function>\n</tool_call>"
 
 static const setting plain = {TOOLS, false, false, false}, thinks = {TOOLS, true, false, false},
                      in_thinking = {TOOLS, true, true, true}, xml = {TOOLS, false, false, true},
@@ -194,7 +197,8 @@ static const struct {
      "|call:f|args:{\"a\":[1,{}]}|end:whole"},
     {&plain, "<tool_call>{\"name\":\"f\"}</tool_call>", "|call:f|args:{}|end:whole"},
     {&plain, "<tool_call>{\"name\":\"f\",\"parameters\":{}}</tool_call>", "|call:f|args:{}|end:whole"},
-    {&plain, "<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"a\\\": 1}\"}</tool_call>", "|call:f|args:{\"a\": 1}|end:whole"},
+    {&plain, "<tool_call>{\"name\":\"f\",\"arguments\":\"{\\\"a\\\": 1}\"}</tool_call>",
+     "|call:f|args:{\"a\": 1}|end:whole"},
     {&plain, "<tool_call>{\"name\":\"f\",\"arguments\":\"x\\n\"}</tool_call>", "|call:f|args:\"x\\n\"|end:whole"},
     {&plain, "<tool_call>{\"name\":\"f\",\"arguments\": 12 }</tool_call>", "|call:f|args:12|end:whole"},
     {&plain, "<tool_call>{\"arguments\":-1.5e3,\"name\":\"\\u00e9\"}</tool_call>", "|call:é|args:-1.5e3|end:whole"},
@@ -210,6 +214,8 @@ static const struct {
     {&plain, "<tool_call>{\"id\": 1, \"name\": \"f\"}", "|warn:|text:<tool_call>{\"id\": 1, \"name\": \"f\"}"},
     {&plain, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": x}}</tool_call>",
      "|call:f|args:{\"a\": |end:broken|warn:|text:x}}</tool_call>"},
+    {&plain, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 01}}</tool_call>",
+     "|call:f|args:{\"a\": 0|end:broken|warn:|text:1}}</tool_call>"},
     {&plain, "<tool_call>{\"name\": \"f\", \"arguments\": {\"a\": 1", "|call:f|args:{\"a\": 1|end:broken|warn:"},
     {&plain, "<tool_call>{\"name\": \"f", "|warn:|text:<tool_call>{\"name\": \"f"},
     {&plain, "<tool_call>{\"name\": 5}", "|warn:|text:<tool_call>{\"name\": 5}"},
@@ -255,9 +261,11 @@ static const struct {
      "|call:get|args:{\"city\": \"a </parameter> <b></parameter>\\n<x\\n</parameter>\\n</para\"}|end:whole"},
     {&xml, "<tool_call>\n<function=get>\n<parameter=city>\nx\n</parameter>\n</tool_call>!",
      "|call:get|args:{\"city\": \"x\"}|end:whole|text:!"},
-    {&xml, "<tool_call>\n<function=get>\n<parameter=city>\nx\n</par", "|call:get|args:{\"city\": \"x\\n</par|end:broken|warn:"},
+    {&xml, "<tool_call>\n<function=get>\n<parameter=city>\nx\n</par",
+     "|call:get|args:{\"city\": \"x\\n</par|end:broken|warn:"},
     {&xml, "<tool_call>\n<function=get>\n<parameter=days>\n12", "|call:get|args:{\"days\": 12|end:broken|warn:"},
-    {&xml, "<tool_call>\n<function=get>\n<parameter=city>\nx\n</parameter>\n", "|call:get|args:{\"city\": \"x\"|end:broken|warn:"},
+    {&xml, "<tool_call>\n<function=get>\n<parameter=city>\nx\n</parameter>\n",
+     "|call:get|args:{\"city\": \"x\"|end:broken|warn:"},
     {&xml, "<tool_call>\n<function=get>\n<para", "|call:get|args:{|end:broken|warn:"},
     {&xml, "<tool_call>\n<function=get>\nwhat</function>", "|call:get|args:{|end:broken|warn:|text:\nwhat</function>"},
     {&xml, "<tool_call>\n<function=ge\nt>", "|warn:|text:<tool_call>\n<function=ge\nt>"},
@@ -327,7 +335,8 @@ static void test_mutated(void **state)
 {
     static const char *const bits[] = {"<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter=", ">",
                                        "</parameter>", "<think>", "</think>", "\n", "<", "{", "}", "\"", "\\", ",", ":",
-                                       "[", "]", " ", "get", "city", "\xFF", "1", "true", "</", "{\"name\": \"get\"}", "e9"};
+                                       "[", "]", " ", "get", "city", "\xFF", "1", "true", "</",
+                                       "{\"name\": \"get\"}", "e9"};
     enum { ROUNDS = 20000, N_BITS = sizeof bits / sizeof *bits };
     uint64_t seed = 20261128;
     size_t broken = 0, warned = 0;
@@ -362,11 +371,13 @@ static void test_mutated(void **state)
 /* Long texts of what makes a parser hold back. */
 static void test_long(void **state)
 {
-    static const char *const units[] = {"<", "\n", "<tool_call>", "<tool_call>{", "<tool_call>{\"name\": \"", "</parameter>\n",
+    static const char *const units[] = {"<", "\n", "<tool_call>", "<tool_call>{", "<tool_call>{\"name\": \"",
+                                        "</parameter>\n",
                                         "<tool_call>\n<function=", " ", "<think>", "</", "{\"a\":"};
     static const char *const heads[] = {"", "<think>", "<tool_call>\n<function=get>\n<parameter=city>\n",
                                         "<tool_call>\n<function=get>\n<parameter=list>\n",
-                                        "<tool_call>\n{\"arguments\": \"", "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \""};
+                                        "<tool_call>\n{\"arguments\": \"",
+                                        "<tool_call>\n{\"name\": \"f\", \"arguments\": {\"a\": \""};
     enum { BYTES = QW_PARSE_HELD_MAX + (QW_PARSE_HELD_MAX >> 2) };
     char *text = malloc(BYTES + 256);
     (void)state;

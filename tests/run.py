@@ -66,7 +66,7 @@ def suites(b, python, model, isa):
         ("layers and docs", [python, "tests/docs.py", "--qw", f"{b}/qw"], False),
         ("blocks parity", [python, "tests/parity/blocks.py", "--tool", f"{b}/tests/blocks_tool"], True),
         ("folders parity", [python, "tests/parity/folders.py", "--qw", qw], True),
-        ("families", [python, "tests/parity/families.py", "--qw", qw], True),
+        ("families", [python, "tests/parity/families.py", "--qw", qw, "--folders"], True),
         ("families, mutants", [python, "tests/parity/families.py", "--qw", qw, "--mutants"], False),
         ("quantize", [python, "tests/parity/quantize.py", "--qw", f"{b}/qw"], True),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),

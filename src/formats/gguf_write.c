@@ -128,6 +128,13 @@ qw_status qw_gguf_put_i32s(qw_gguf_writer *w, const char *key, const int32_t *v,
     return QW_OK;
 }
 
+qw_status qw_gguf_put_i64s(qw_gguf_writer *w, const char *key, const int64_t *v, size_t n, qw_err *err)
+{
+    QW_TRY(add_array(w, key, QW_GGUF_I64, n, err));
+    for (size_t i = 0; i < n; i++) QW_TRY(add_u64(&w->keys, (uint64_t)v[i], err));
+    return QW_OK;
+}
+
 qw_status qw_gguf_put_bools(qw_gguf_writer *w, const char *key, const bool *v, size_t n, qw_err *err)
 {
     QW_TRY(add_array(w, key, QW_GGUF_BOOL, n, err));

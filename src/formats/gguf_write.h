@@ -24,6 +24,7 @@ qw_status qw_gguf_put_bool(qw_gguf_writer *w, const char *key, bool v, qw_err *e
 qw_status qw_gguf_put_str(qw_gguf_writer *w, const char *key, qw_text v, qw_err *err) QW_MUST_CHECK;
 /* Arrays: of i32, of bool, of strings. */
 qw_status qw_gguf_put_i32s(qw_gguf_writer *w, const char *key, const int32_t *v, size_t n, qw_err *err) QW_MUST_CHECK;
+qw_status qw_gguf_put_i64s(qw_gguf_writer *w, const char *key, const int64_t *v, size_t n, qw_err *err) QW_MUST_CHECK;
 qw_status qw_gguf_put_bools(qw_gguf_writer *w, const char *key, const bool *v, size_t n, qw_err *err) QW_MUST_CHECK;
 qw_status qw_gguf_put_strs(qw_gguf_writer *w, const char *key, const qw_text *v, size_t n, qw_err *err) QW_MUST_CHECK;
 /* Key i of another file, with its value as it is. Leave out "general.alignment" and "split.*": the new file has its own. */

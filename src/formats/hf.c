@@ -43,6 +43,7 @@ static qw_status make_view(qw_hf *hf, qw_err *err)
     QW_TRY(qw_gguf_writer_create(&hf->writer, err));
     QW_TRY(hf_tensors_count(hf, &c, &n_vocab, &n_mtp, err));
     QW_TRY(hf_config_keys(hf, &c, n_mtp, hf->writer, err));
+    if (c.gram_size > 0) QW_TRY(hf_ngram_keys(hf, &c, hf->writer, err));
     QW_TRY(hf_text_keys(hf, &c, n_vocab, hf->writer, err));
     QW_TRY(hf_tensors_map(hf, &c, n_mtp, err));
     if (qw_hf_map_failed(hf))

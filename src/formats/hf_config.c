@@ -28,6 +28,10 @@ static const hf_kind kinds[] = {
      .hybrid = true, .moe = true, .centred = true, .tiled = true, .norm_topk = HF_TOPK_ALWAYS},
     {"qwen3_5_moe_text", "qwen35moe", .ffn_norm = "post_attention_norm.weight", .head_dim = 256, .partial_rotary = 0.25,
      .hybrid = true, .moe = true, .centred = true, .tiled = true, .norm_topk = HF_TOPK_ALWAYS},
+    {"qwen4_exp", "qwen4exp", .head_dim = 256, .partial_rotary = 1.0, .hybrid = true, .moe = true, .centred = true,
+     .tiled = true, .streams = true, .norm_topk = HF_TOPK_TRUE},
+    {"qwen4_exp_text", "qwen4exp", .head_dim = 256, .partial_rotary = 1.0, .hybrid = true, .moe = true, .centred = true,
+     .tiled = true, .streams = true, .norm_topk = HF_TOPK_TRUE},
 };
 
 static bool is_text(qw_text t, const char *s)
@@ -39,7 +43,7 @@ static bool is_text(qw_text t, const char *s)
 
 static qw_status find_kind(qw_json o, const hf_kind **out, qw_err *err)
 {
-    char known[256] = "";
+    char known[384] = "";
     size_t at = 0;
     qw_text type;
     QW_TRY(qw_json_str(o, "model_type", &type, err));
@@ -164,7 +168,8 @@ static qw_status read_hybrid_layers(qw_hf *hf, qw_json o, hf_config *c, const js
         const char *type = json_string_value(json_array_get(types, i));
         bool linear = type != NULL && strcmp(type, "linear_attention") == 0;
         if (types == NULL) linear = (i + 1) % interval != 0;
-        else if (!linear && (type == NULL || strcmp(type, "full_attention") != 0))
+        else if (!linear && (type == NULL || !(strcmp(type, "full_attention") == 0 ||
+                                               (c->kind->streams && strcmp(type, "indexed_attention") == 0))))
             return qw_fail(err, QW_E_UNSUPPORTED, "%s: layer_types[%zu] is \"%.64s\", which is not supported", o.path, i,
                            type ? type : "(no text)");
         c->recurrent[i] = linear;
@@ -224,6 +229,48 @@ static qw_status read_delta(qw_json o, hf_config *c, qw_err *err)
     if (c->n_v_heads % c->n_k_heads == 0) return QW_OK;
     return qw_fail(err, QW_E_FORMAT, "%s: %llu value heads over %llu key heads: want a whole number", o.path,
                    (unsigned long long)c->n_v_heads, (unsigned long long)c->n_k_heads);
+}
+
+/* ---- several streams -------------------------------------------------------------------------- */
+
+static qw_status read_grams(qw_json o, hf_config *c, qw_err *err)
+{
+    const json_t *layers = qw_json_get(o, "ple_layer_ids");
+    uint64_t ends[2], embedding;
+    size_t n_ends;
+    if (json_array_size(layers) == 0) return QW_OK;
+    json_int_t layer = json_integer_value(json_array_get(layers, 0)); /* from 1 */
+    if (json_array_size(layers) != 1 || layer < 1 || (uint64_t)layer > c->n_layers)
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s: ple_layer_ids: want one layer from 1 to %llu", o.path,
+                       (unsigned long long)c->n_layers);
+    c->gram_layer = (uint64_t)layer - 1;
+    QW_TRY(qw_json_u64(o, "ngram_size", 2, 4, 3, &c->gram_size, err));
+    QW_TRY(qw_json_u64(o, "heads_per_ngram", 1, 64, 8, &c->heads_per_gram, err));
+    QW_TRY(qw_json_u64(o, "ple_conv_kernel_size", 2, 8, 4, &c->gram_taps, err));
+    QW_TRY(qw_json_u64(o, "ple_embed_dim", 1, SIZE_MAX_OF_CONFIG, (int64_t)c->hidden, &embedding, err));
+    c->gram_dim = embedding / ((c->gram_size - 1) * c->heads_per_gram);
+    QW_TRY(hf_read_eos(o, ends, &n_ends, err));
+    if (n_ends == 0) return qw_fail(err, QW_E_FORMAT, "%s: \"eos_token_id\" is missing: n-grams end at it", o.path);
+    c->gram_end = ends[0];
+    return QW_OK;
+}
+
+static qw_status read_streams(qw_json o, hf_config *c, qw_err *err)
+{
+    qw_text gate;
+    uint64_t n_keys;
+    QW_TRY(qw_json_u64(o, "hc_count", 1, 16, 4, &c->n_streams, err));
+    QW_TRY(qw_json_u64(o, "hc_lowrank", 1, 1 << 16, 320, &c->hyper_rank, err));
+    QW_TRY(qw_json_u64(o, "indexer_n_heads", 1, 64, -1, &c->index_heads, err));
+    QW_TRY(qw_json_u64(o, "indexer_kv_heads", 1, 1, 1, &n_keys, err));
+    QW_TRY(qw_json_u64(o, "indexer_head_dim", 1, 1 << 16, -1, &c->index_dim, err));
+    QW_TRY(qw_json_u64(o, "indexer_budget", 1, SIZE_MAX_OF_CONFIG, -1, &c->index_budget, err));
+    QW_TRY(qw_json_u64(o, "indexer_compress_ratio", 1, 1 << 16, -1, &c->index_block, err));
+    QW_TRY(qw_json_str(o, "output_gate_type", &gate, err));
+    if (!is_text(gate, "sigmoid"))
+        return qw_fail(err, QW_E_UNSUPPORTED, "%s: output_gate_type: only \"sigmoid\" is supported for %s", o.path,
+                       c->kind->model_type);
+    return read_grams(o, c, err);
 }
 
 /* ---- quantised folders ------------------------------------------------------------------------ */
@@ -314,6 +361,7 @@ qw_status hf_config_read(qw_hf *hf, const json_t *root, hf_config *c, qw_err *er
     QW_TRY(read_layers(hf, o, c, err));
     if (c->kind->moe) QW_TRY(read_experts(o, c, err));
     if (c->kind->hybrid) QW_TRY(read_delta(o, c, err));
+    if (c->kind->streams) QW_TRY(read_streams(o, c, err));
     QW_TRY(read_quant(top, o, &c->quant, err));
     QW_TRY(qw_json_bool(top, "tie_word_embeddings", false, &c->tied, err)); /* of the whole, also when nested */
     QW_TRY(hf_read_eos(o, c->eos, &c->n_eos, err));
@@ -421,6 +469,28 @@ static qw_status put_delta(const key_writer *k, const hf_config *c, size_t n_mtp
     return qw_gguf_put_bools(k->w, key, list, c->n_layers + n_mtp, k->err);
 }
 
+static qw_status put_streams(const key_writer *k, const hf_config *c)
+{
+    int32_t ratios[LAYERS_MAX], layer = (int32_t)c->gram_layer;
+    char key[128];
+    QW_TRY(put_int(k, "hyper_connection.count", c->n_streams));
+    QW_TRY(put_int(k, "hyper_connection.low_rank", c->hyper_rank));
+    QW_TRY(put_int(k, "attention.indexer.head_count", c->index_heads));
+    QW_TRY(put_int(k, "attention.indexer.key_length", c->index_dim));
+    QW_TRY(put_int(k, "attention.indexer.top_k", c->index_budget));
+    for (size_t i = 0; i < c->n_layers; i++) ratios[i] = c->recurrent[i] ? 0 : (int32_t)c->index_block;
+    snprintf(key, sizeof key, "%s.attention.compress_ratios", k->arch);
+    QW_TRY(qw_gguf_put_i32s(k->w, key, ratios, c->n_layers, k->err));
+    if (c->gram_size == 0) return QW_OK;
+    snprintf(key, sizeof key, "%s.ple.layers", k->arch);
+    QW_TRY(qw_gguf_put_i32s(k->w, key, &layer, 1, k->err));
+    QW_TRY(put_int(k, "ple.ngram_size", c->gram_size));
+    QW_TRY(put_int(k, "ple.heads_per_ngram", c->heads_per_gram));
+    QW_TRY(put_int(k, "ple.conv_kernel", c->gram_taps));
+    QW_TRY(put_int(k, "ple.eos_token_id", c->gram_end));
+    return put_int(k, "embedding_length_per_layer_input", c->gram_dim);
+}
+
 qw_status hf_config_keys(const qw_hf *hf, const hf_config *c, size_t n_mtp, qw_gguf_writer *w, qw_err *err)
 {
     key_writer k = {.arch = c->kind->arch, .w = w, .err = err};
@@ -431,5 +501,6 @@ qw_status hf_config_keys(const qw_hf *hf, const hf_config *c, size_t n_mtp, qw_g
     QW_TRY(put_sizes(&k, c, n_mtp));
     QW_TRY(put_rope(&k, c));
     if (c->kind->moe) QW_TRY(put_experts(&k, c));
-    return c->kind->hybrid ? put_delta(&k, c, n_mtp) : QW_OK;
+    if (c->kind->hybrid) QW_TRY(put_delta(&k, c, n_mtp));
+    return c->kind->streams ? put_streams(&k, c) : QW_OK;
 }

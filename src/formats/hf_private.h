@@ -64,6 +64,7 @@ typedef struct hf_kind {
     bool centred;                  /* norms are stored as w - 1 */
     bool packed;                   /* delta-nets have in_proj_qkvz and in_proj_ba */
     bool tiled;                    /* GGUF has value heads in another order */
+    bool streams;                  /* hyper-connections, block-sparse attention, n-grams */
     hf_norm_topk norm_topk;
 } hf_kind;
 
@@ -94,6 +95,8 @@ typedef struct hf_config {
     uint64_t n_experts, n_experts_used, expert_ffn, shared_ffn;
     bool norm_topk;
     uint64_t n_k_heads, n_v_heads, k_dim, v_dim, n_taps;
+    uint64_t n_streams, hyper_rank, index_heads, index_dim, index_budget, index_block; /* of several streams */
+    uint64_t gram_layer, gram_size, heads_per_gram, gram_taps, gram_dim, gram_end; /* gram_size 0: no n-grams */
     bool *recurrent; /* [n_layers], of hybrids; hf_alloc */
     hf_quant quant;
     uint64_t eos[2]; /* from config.json, where generation_config.json has none */
@@ -152,6 +155,8 @@ qw_status hf_matrix_awq(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, h
 /* Finds every tensor of the model, transforms it, and puts it into hf->outs and the writer. n_vocab, n_mtp are set first,
  * by hf_tensors_count. */
 qw_status hf_tensors_count(qw_hf *hf, const hf_config *c, size_t *n_vocab, size_t *n_mtp, qw_err *err) QW_MUST_CHECK;
+/* The constants of the n-grams' hash, which are tensors there and keys in GGUF. */
+qw_status hf_ngram_keys(qw_hf *hf, const hf_config *c, qw_gguf_writer *w, qw_err *err) QW_MUST_CHECK;
 qw_status hf_tensors_map(qw_hf *hf, const hf_config *c, size_t n_mtp, qw_err *err) QW_MUST_CHECK;
 
 #endif

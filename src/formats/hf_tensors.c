@@ -32,7 +32,10 @@ typedef enum heads {
 } heads;
 
 /* Which layers have it. */
-typedef enum where { ANYWHERE, ATTENTION, BIASES, HEAD_NORMS, DELTA, DELTA_PACKED, DELTA_FLAT, DENSE, EXPERTS, SHARED } where;
+typedef enum where {
+    ANYWHERE, ONE_STREAM, STREAMS, ATTENTION, BIASES, HEAD_NORMS, INDEXER, DELTA, DELTA_PACKED, DELTA_FLAT, DENSE, EXPERTS,
+    SHARED, GRAMS
+} where;
 
 typedef struct rule {
     const char *hf, *gguf; /* gguf NULL: the family's name; matrices without ".weight" */
@@ -42,7 +45,7 @@ typedef struct rule {
 } rule;
 
 static const rule rules[] = {
-    {"input_layernorm.weight", "attn_norm.weight", NORM, ANYWHERE, PLAIN},
+    {"input_layernorm.weight", "attn_norm.weight", NORM, ONE_STREAM, PLAIN},
     {"self_attn.q_proj", "attn_q.weight", MATRIX, ATTENTION, PLAIN},
     {"self_attn.k_proj", "attn_k.weight", MATRIX, ATTENTION, PLAIN},
     {"self_attn.v_proj", "attn_v.weight", MATRIX, ATTENTION, PLAIN},
@@ -52,6 +55,8 @@ static const rule rules[] = {
     {"self_attn.q_norm.weight", "attn_q_norm.weight", NORM, HEAD_NORMS, PLAIN},
     {"self_attn.k_norm.weight", "attn_k_norm.weight", NORM, HEAD_NORMS, PLAIN},
     {"self_attn.o_proj", "attn_output.weight", MATRIX, ATTENTION, PLAIN},
+    {"self_attn.indexer.q_layernorm.weight", "indexer.q_norm.weight", NORM, INDEXER, PLAIN},
+    {"self_attn.indexer.k_layernorm.weight", "indexer.k_norm.weight", NORM, INDEXER, PLAIN},
     {"linear_attn.in_proj_qkv", "attn_qkv.weight", MATRIX, DELTA_FLAT, QKV_ROWS},
     {"linear_attn.in_proj_z", "attn_gate.weight", MATRIX, DELTA_FLAT, VALUE_ROWS},
     {"linear_attn.in_proj_b", "ssm_beta.weight", MATRIX, DELTA_FLAT, HEAD_ROWS},
@@ -62,7 +67,7 @@ static const rule rules[] = {
     {"linear_attn.dt_bias", "ssm_dt.bias", VECTOR, DELTA, HEAD_ROWS},
     {"linear_attn.norm.weight", "ssm_norm.weight", VECTOR, DELTA, PLAIN}, /* stored as it is, in every family */
     {"linear_attn.out_proj", "ssm_out.weight", MATRIX, DELTA, VALUE_COLUMNS},
-    {"post_attention_layernorm.weight", NULL, NORM, ANYWHERE, PLAIN},
+    {"post_attention_layernorm.weight", NULL, NORM, ONE_STREAM, PLAIN},
     {"mlp.gate_proj", "ffn_gate.weight", MATRIX, DENSE, PLAIN},
     {"mlp.up_proj", "ffn_up.weight", MATRIX, DENSE, PLAIN},
     {"mlp.down_proj", "ffn_down.weight", MATRIX, DENSE, PLAIN},
@@ -71,6 +76,20 @@ static const rule rules[] = {
     {"mlp.shared_expert.gate_proj", "ffn_gate_shexp.weight", MATRIX, SHARED, PLAIN},
     {"mlp.shared_expert.up_proj", "ffn_up_shexp.weight", MATRIX, SHARED, PLAIN},
     {"mlp.shared_expert.down_proj", "ffn_down_shexp.weight", MATRIX, SHARED, PLAIN},
+    {"attn_hyper_connection.hc_norm.weight", "hc_attn_norm.weight", NORM, STREAMS, PLAIN},
+    {"attn_hyper_connection.input_mix_weight_down", "hc_attn_down.weight", MATRIX, STREAMS, PLAIN},
+    {"attn_hyper_connection.input_mix_weight_up", "hc_attn_up.weight", MATRIX, STREAMS, PLAIN},
+    {"attn_hyper_connection.block_inject_weight", "hc_attn_inject.weight", MATRIX, STREAMS, PLAIN},
+    {"mlp_hyper_connection.hc_norm.weight", "hc_ffn_norm.weight", NORM, STREAMS, PLAIN},
+    {"mlp_hyper_connection.input_mix_weight_down", "hc_ffn_down.weight", MATRIX, STREAMS, PLAIN},
+    {"mlp_hyper_connection.input_mix_weight_up", "hc_ffn_up.weight", MATRIX, STREAMS, PLAIN},
+    {"mlp_hyper_connection.block_inject_weight", "hc_ffn_inject.weight", MATRIX, STREAMS, PLAIN},
+    {"ple.key_proj", "ple_key.weight", MATRIX, GRAMS, PLAIN},
+    {"ple.value_proj", "ple_value.weight", MATRIX, GRAMS, PLAIN},
+    {"ple.norm_key.weight", "ple_norm_key.weight", NORM, GRAMS, PLAIN},
+    {"ple.norm_query.weight", "ple_norm_query.weight", NORM, GRAMS, PLAIN},
+    {"ple.norm_conv.weight", "ple_norm_conv.weight", NORM, GRAMS, PLAIN},
+    {"ple.conv1d.weight", "ple_conv1d.weight", CONV, GRAMS, PLAIN},
 };
 
 /* Of the block for multi-token prediction, beside its layer. */
@@ -129,7 +148,7 @@ static const char *mtp_prefix(const qw_hf *hf)
 qw_status hf_tensors_count(qw_hf *hf, const hf_config *c, size_t *n_vocab, size_t *n_mtp, qw_err *err)
 {
     char name[QW_ST_NAME_MAX + 1], layer[64];
-    const char *prefix = text_prefix(hf), *mtp = c->kind->centred ? mtp_prefix(hf) : NULL;
+    const char *prefix = text_prefix(hf), *mtp = c->kind->centred && !c->kind->streams ? mtp_prefix(hf) : NULL;
     if (prefix == NULL)
         return qw_fail(err, QW_E_FORMAT, "%s: tensor 'model.embed_tokens.weight' is missing", hf->dir);
     join(name, prefix, "embed_tokens.weight");
@@ -434,6 +453,120 @@ static qw_status map_experts(mapper *m, const char *prefix, size_t il)
     return status;
 }
 
+/* ---- indexer and n-grams ------------------------------------------------------------------------ */
+
+/* Queries of all index heads, then the key, in one matrix there and in two here. */
+static qw_status map_index(mapper *m, const char *prefix, size_t il)
+{
+    uint64_t n_q = m->c->index_heads * m->c->index_dim;
+    char name[QW_ST_NAME_MAX + 1], out[64];
+    hf_matrix all, part;
+    join(name, prefix, "self_attn.indexer.index_qk_proj");
+    qw_status status = hf_matrix_find(m->hf, m->c, name, &all, m->err);
+    if (status == QW_E_NOT_FOUND) {
+        qw_faults_add(&m->faults, "tensor '%s.weight' is missing", name);
+        return QW_OK;
+    }
+    QW_TRY(status);
+    if (all.rows != n_q + m->c->index_dim)
+        return qw_fail(m->err, QW_E_FORMAT, "%s: tensor '%s' has %" PRIu64 " rows, want %" PRIu64, m->hf->dir, name, all.rows,
+                       n_q + m->c->index_dim);
+    const uint64_t from[] = {0, n_q}, rows[] = {n_q, m->c->index_dim};
+    static const char *const outs[] = {"q_proj", "k_proj"};
+    for (size_t i = 0; i < 2; i++) {
+        QW_TRY(hf_matrix_gather(m->hf, &all, 1, &from[i], 1, rows[i], &part, m->err));
+        snprintf(out, sizeof out, "blk.%zu.indexer.%s.weight", il, outs[i]);
+        QW_TRY(put_matrix(m, out, &part));
+    }
+    return QW_OK;
+}
+
+static void gram_name(const qw_hf *hf, const hf_config *c, const char *what, char out[QW_ST_NAME_MAX + 1])
+{
+    char part[128];
+    snprintf(part, sizeof part, "layers.%" PRIu64 ".ple.ple_embedding.%s", c->gram_layer, what);
+    join(out, text_prefix(hf), part);
+}
+
+qw_status hf_ngram_keys(qw_hf *hf, const hf_config *c, qw_gguf_writer *w, qw_err *err)
+{
+    static const struct {
+        const char *hf, *key;
+    } lists[] = {{"layer_multipliers", "layer_multipliers"}, {"ngram_heads_offsets", "head_offsets"},
+                 {"ngram_heads_vocab_sizes", "head_vocab_sizes"}};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        char name[QW_ST_NAME_MAX + 1], key[128];
+        int64_t v[256];
+        gram_name(hf, c, lists[i].hf, name);
+        const qw_st_tensor *t = hf_find(hf, name);
+        if (t == NULL || !qw_st_is(t, "I64") || t->n > sizeof v / sizeof *v)
+            return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' is missing or no short list of integers", hf->dir, name);
+        for (size_t j = 0; j < t->n; j++) {
+            uint64_t bits = 0;
+            for (size_t b = 8; b-- > 0;) bits = bits << 8 | t->data[8 * j + b];
+            v[j] = (int64_t)bits;
+        }
+        snprintf(key, sizeof key, "%s.ple.%s", c->kind->arch, lists[i].key);
+        QW_TRY(qw_gguf_put_i64s(w, key, v, (size_t)t->n, err));
+    }
+    return QW_OK;
+}
+
+/* The parts of the n-gram table one after the other. Blocks have one size: the largest that divides all parts. */
+static qw_status join_parts(mapper *m, hf_matrix *parts, size_t n, const char *name)
+{
+    enum { BLOCKS_MAX = 1 << 16 };
+    uint64_t block = 0, rows = 0, *from = NULL;
+    hf_matrix *in = NULL, all;
+    qw_status status = QW_OK;
+    for (size_t i = 0; i < n; i++, rows += parts[i - 1].rows) {
+        if (parts[i].in.type != parts[0].in.type || parts[i].in.k != parts[0].in.k)
+            return qw_fail(m->err, QW_E_FORMAT, "%s: '%s': its parts have different types or widths", m->hf->dir, name);
+        for (uint64_t a = parts[i].rows, t; a != 0; block = a, a = t) t = block % a;
+    }
+    if (rows / block > BLOCKS_MAX)
+        return qw_fail(m->err, QW_E_LIMIT, "%s: '%s': its parts have sizes that do not fit each other", m->hf->dir, name);
+    size_t n_blocks = (size_t)(rows / block), at = 0;
+    QW_TRY(qw_alloc(&from, n_blocks, sizeof *from, "the order of rows", m->err));
+    QW_TRY_GOTO(qw_alloc(&in, n_blocks, sizeof *in, "the order of rows", m->err));
+    for (size_t i = 0; i < n; i++)
+        for (uint64_t r = 0; r < parts[i].rows; r += block, at++) {
+            in[at] = parts[i];
+            from[at] = r;
+        }
+    QW_TRY_GOTO(hf_matrix_gather(m->hf, in, n_blocks, from, n_blocks, block, &all, m->err));
+    status = put_matrix(m, "per_layer_token_embd.weight", &all);
+fail:
+    free(in);
+    free(from);
+    return status;
+}
+
+static qw_status map_grams(mapper *m)
+{
+    enum { PARTS_MAX = 4096 };
+    char name[QW_ST_NAME_MAX + 1], part[64];
+    hf_matrix *parts = NULL;
+    size_t n = 0;
+    qw_status status = QW_OK;
+    QW_TRY(qw_alloc(&parts, PARTS_MAX, sizeof *parts, "the n-gram table", m->err));
+    for (; n < PARTS_MAX; n++) {
+        snprintf(part, sizeof part, "ngram_embedding.shard_%zu", n);
+        gram_name(m->hf, m->c, part, name);
+        status = hf_matrix_find(m->hf, m->c, name, &parts[n], m->err);
+        if (status != QW_OK) break;
+    }
+    if (status == QW_E_NOT_FOUND || status == QW_OK) {
+        status = QW_OK;
+        if (n == 0)
+            qw_faults_add(&m->faults, "tensor '%s.weight' is missing", name);
+        else
+            status = join_parts(m, parts, n, name);
+    }
+    free(parts);
+    return status;
+}
+
 /* ---- layers ------------------------------------------------------------------------------------- */
 
 typedef struct layer {
@@ -445,7 +578,11 @@ static bool belongs(const mapper *m, const rule *r, const layer *l)
 {
     switch (r->where) {
     case ANYWHERE: return true;
+    case ONE_STREAM: return !m->c->kind->streams;
+    case STREAMS: return m->c->kind->streams;
     case ATTENTION: return !l->recurrent;
+    case INDEXER: return !l->recurrent && m->c->kind->streams;
+    case GRAMS: return m->c->gram_size > 0 && l->il == m->c->gram_layer;
     case BIASES: return !l->recurrent && m->c->kind->qkv_bias; /* Qwen2, and */
     case HEAD_NORMS: return !l->recurrent && !m->c->kind->qkv_bias; /* everything after it */
     case DELTA: return l->recurrent;
@@ -467,6 +604,7 @@ static qw_status map_layer(mapper *m, const char *prefix, size_t number, size_t 
     if (l.recurrent && m->c->kind->packed) QW_TRY(map_packed(m, full, il));
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++)
         if (belongs(m, &rules[i], &l)) QW_TRY(map_one(m, &rules[i], full, il));
+    if (m->c->kind->streams && !l.recurrent) QW_TRY(map_index(m, full, il));
     return l.experts ? map_experts(m, full, il) : QW_OK;
 }
 
@@ -507,8 +645,18 @@ static qw_status map_ends(mapper *m, const char *prefix)
     char name[QW_ST_NAME_MAX + 1];
     join(name, prefix, "embed_tokens");
     QW_TRY(map_matrix(m, &embed, name, "token_embd.weight"));
-    join(name, prefix, "norm.weight");
-    QW_TRY(map_small(m, &norm, name, "output_norm.weight"));
+    if (m->c->kind->streams) {
+        join(name, prefix, "hyper_connection_mixer.hc_norm.weight");
+        QW_TRY(map_small(m, &norm, name, "output_hc_norm.weight"));
+        join(name, prefix, "hyper_connection_mixer.input_mix_weight_down");
+        QW_TRY(map_matrix(m, &embed, name, "output_hc_down.weight"));
+        join(name, prefix, "hyper_connection_mixer.input_mix_weight_up");
+        QW_TRY(map_matrix(m, &embed, name, "output_hc_up.weight"));
+        if (m->c->gram_size > 0) QW_TRY(map_grams(m));
+    } else {
+        join(name, prefix, "norm.weight");
+        QW_TRY(map_small(m, &norm, name, "output_norm.weight"));
+    }
     return map_head(m, prefix);
 }
 
@@ -517,6 +665,12 @@ static bool all_zero(const qw_st_tensor *t)
     for (size_t i = 0; i < t->bytes; i++)
         if (t->data[i] != 0) return false;
     return true;
+}
+
+/* GGUF has no names for this family's multi-token prediction. */
+static bool is_unnamed_mtp(const hf_config *c, const qw_st_tensor *t)
+{
+    return c->kind->streams && (strncmp(t->name, "mtp.", 4) == 0 || strncmp(t->name, "model.mtp.", 10) == 0);
 }
 
 /* Left out by name: the image part, tables that are computed, biases of zeros that quantising tools add. */
@@ -535,12 +689,14 @@ static qw_status check_all_used(qw_hf *hf, const hf_config *c, qw_err *err)
 {
     const qw_st_tensor *first = NULL;
     size_t n = 0;
-    bool vision = false;
+    bool vision = false, mtp = false;
     for (size_t i = 0; i < hf->n_tensors; i++) {
         const qw_st_tensor *t = hf->tensors[i];
-        if (t->used || is_left_out(t, &vision)) continue;
+        if (is_unnamed_mtp(c, t)) mtp = true;
+        if (t->used || is_left_out(t, &vision) || is_unnamed_mtp(c, t)) continue;
         if (n++ == 0) first = t;
     }
+    if (mtp) QW_TRY(qw_buf_add_str(&hf->note, "multi-token prediction is left out\n", err));
     if (vision) QW_TRY(qw_buf_add_str(&hf->note, "the image part is left out\n", err));
     if (n == 0) return QW_OK;
     return qw_fail(err, QW_E_FORMAT, "%s: tensor '%.200s'%s not part of the %s architecture", hf_path_of(hf, first),

@@ -202,7 +202,9 @@ def delta_keys(model, config):
     model.set("ssm.inner_size", n_v * v_dim)
     kinds = config["layer_types"]
     recurrent = [kind == "linear_attention" for kind in kinds]
-    model.set("full_attention_interval", config.get("full_attention_interval") or recurrent.index(False) + 1)
+    interval = config.get("full_attention_interval") or recurrent.index(False) + 1
+    if recurrent == [(i + 1) % interval != 0 for i in range(len(recurrent))]:
+        model.set("full_attention_interval", interval)
     model.set("attention.recurrent_layers", recurrent)
 
 

@@ -223,8 +223,8 @@ static qw_type type_for(const qw_tensor *t, qw_type wanted)
 qw_status qw_gguf_options_parse(const char *quantize, qw_gguf_options *out, qw_err *err)
 {
     *out = (qw_gguf_options){.quantize = quantize != NULL};
-    if (quantize == NULL || qw_type_parse(quantize, &out->type)) return QW_OK;
-    return qw_fail(err, QW_E_ARG, "\"%.40s\" is no type of weights; there are q4_0, q4_k, q5_k, q6_k, q8_0, bf16 and others",
+    if (quantize == NULL || (qw_type_parse(quantize, &out->type) && qw_type_can_quantize(out->type))) return QW_OK;
+    return qw_fail(err, QW_E_ARG, "\"%.40s\" is no type to quantise to; there are q4_0, q4_k, q5_k, q6_k, q8_0, bf16 and others",
                    quantize);
 }
 

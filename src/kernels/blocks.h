@@ -93,6 +93,8 @@ uint16_t qw_f32_to_bf16(float f); /* round to nearest even, NaN kept quiet */
  * Any thread. */
 void qw_dequantize_row(qw_type type, const void *src, float *dst, size_t n);
 void qw_quantize_row(qw_type type, const float *src, void *dst, size_t n, const float *weights);
+/* Some types are only read: false for them, and qw_quantize_row must not be asked. */
+bool qw_type_can_quantize(qw_type type);
 /* False when a block's scale is NaN or infinite (reliability rule A3.46). */
 bool qw_row_finite(qw_type type, const void *src, size_t n);
 

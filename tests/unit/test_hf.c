@@ -646,7 +646,9 @@ static void test_rows_in_pieces(void **state)
     free(pieces);
     qw_gguf_close(g);
     assert_int_equal(qw_gguf_options_parse("q9", &(qw_gguf_options){0}, &err), QW_E_ARG);
-    assert_non_null(strstr(err.text, "\"q9\" is no type of weights"));
+    assert_non_null(strstr(err.text, "\"q9\" is no type to quantise to"));
+    assert_int_equal(qw_gguf_options_parse("iq2_xxs", &(qw_gguf_options){0}, &err), QW_E_ARG); /* only read */
+    assert_int_equal(qw_gguf_options_parse("MXFP4", &(qw_gguf_options){0}, &err), QW_OK);
 }
 
 /* Pages of the files may be dropped, memory that is not theirs may not. */

@@ -395,6 +395,12 @@ static void quantize_block(qw_type type, const float *x, const float *weights, s
     c->pack(&r, dst);
 }
 
+bool qw_type_can_quantize(qw_type type)
+{
+    bool floats = type == QW_TYPE_F32 || type == QW_TYPE_F16 || type == QW_TYPE_BF16;
+    return floats || CODECS[type].pack || CODECS[type].closed || type == QW_TYPE_MXFP4;
+}
+
 void qw_quantize_row(qw_type type, const float *src, void *dst, size_t n, const float *weights)
 {
     const qw_type_info *info = qw_type_get((uint32_t)type);

@@ -99,6 +99,9 @@ static bool on_progress(void *user, uint64_t done_bytes, uint64_t total_bytes)
 /* Blocks that were rounded once are not rounded again by accident. */
 static qw_status check_source(const quantize *q, qw_err *err)
 {
+    for (size_t i = 0; i < qw_gguf_n_tensors(q->in); i++)
+        if (qw_gguf_tensor(q->in, i)->source) /* of a folder: rows that are made */
+            return qw_fail(err, QW_E_UNSUPPORTED, "%s: is a folder: `qw convert` makes a file of it first", qw_gguf_path(q->in));
     for (size_t i = 0; i < qw_gguf_n_tensors(q->in) && !q->requantize; i++) {
         const qw_tensor *t = qw_gguf_tensor(q->in, i);
         if (q->types[i] == t->type || qw_type_get((uint32_t)t->type)->block_n == 1) continue;

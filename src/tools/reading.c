@@ -62,6 +62,7 @@ struct qw_reading {
 
 typedef struct gathering {
     qw_reading *r;
+    size_t n_used; /* experts of a stack that a token reads */
     bool all_packed;
 } gathering;
 
@@ -72,12 +73,13 @@ static void gather(void *ctx, qw_weight *w)
         g->all_packed = false;
         return;
     }
-    size_t groups = (w->rows + QW_GROUP_ROWS - 1) / QW_GROUP_ROWS, bytes = groups * qw_pack_group_bytes(w->pack, w->k);
+    size_t n = w->n_stacked > 1 ? g->n_used : 1; /* any of them: the first */
+    size_t bytes = n * qw_weight_groups(w) * qw_pack_group_bytes(w->pack, w->k);
     for (size_t at = 0; at < bytes; at += ITEM_BYTES, g->r->n_items++) {
-        size_t n = bytes - at < ITEM_BYTES ? bytes - at : ITEM_BYTES;
+        size_t part = bytes - at < ITEM_BYTES ? bytes - at : ITEM_BYTES;
         if (g->r->items) {
-            g->r->items[g->r->n_items] = (item){(const uint8_t *)w->packed + at, n};
-            g->r->bytes += n;
+            g->r->items[g->r->n_items] = (item){(const uint8_t *)w->packed + at, part};
+            g->r->bytes += part;
         }
     }
 }
@@ -116,7 +118,7 @@ static void read_items(void *ctx, int64_t begin, int64_t end, int thread)
 qw_status qw_reading_create(qw_net *net, int n_threads, qw_reading **out, qw_err *err)
 {
     qw_reading *r = NULL;
-    gathering g = {.all_packed = true};
+    gathering g = {.n_used = net->hp.n_experts_used, .all_packed = true};
     qw_status status = QW_OK;
     QW_TRY(qw_alloc(&r, 1, sizeof *r, "readings", err));
     g.r = r;

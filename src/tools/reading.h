@@ -2,8 +2,8 @@
  *
  * A decode step reads every weight once and is bound by that. A virtual machine's bandwidth can double from one second
  * to the next, so the two are measured turn by turn: a step, a reading, a step, ... and each step is compared with the
- * reading right after it. The same bytes at the same addresses are read, in one of several ways in turn. One thread
- * calls; a pool of its own reads.
+ * reading right after it. The same bytes at the same addresses are read (of experts as many as a token uses), in one of
+ * several ways in turn. One thread calls; a pool of its own reads.
  */
 #ifndef QW_TOOLS_READING_H
 #define QW_TOOLS_READING_H

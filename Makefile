@@ -68,7 +68,7 @@ LIMITS   := $(BUILD)/bench/limits
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests checkasm-aarch64 parity perplexity fixtures bench bench-kernels peers clean help
+.PHONY: all chat test tests checkasm-aarch64 parity perplexity quantizers fixtures bench bench-kernels peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -113,6 +113,13 @@ perplexity: all
 	@scripts/setup test </dev/null >&2
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 tests/parity/perplexity.py --qw $(BUILD)/qw --model $(MODEL)
+
+## quantizers: error of every quantised type beside llama.cpp's, on weights of a real model (compiles llama.cpp first)
+quantizers: all tests
+	@scripts/setup test </dev/null >&2
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@$$(python3 scripts/venv.py test) tests/parity/quantizers.py --tool $(BUILD)/tests/blocks_tool \
+	    --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json, sys; print(json.load(sys.stdin)["path"])')"
 
 ## bench: what this machine allows, and how near qw comes (the default model, and the 1.5B where it is installed)
 bench: all $(LIMITS)

@@ -63,6 +63,20 @@ static inline const uint8_t *qw_weight_read(const qw_weight *w, size_t stacked, 
     return buffer;
 }
 
+/* Matrix number `stacked` of w, as a weight of its own. */
+static inline qw_weight qw_weight_matrix(const qw_weight *w, size_t stacked)
+{
+    qw_weight one = *w;
+    one.n_stacked = 1;
+    if (w->data) one.data += stacked * w->stack_bytes;
+    else one.source_row += stacked * (w->stack_bytes / w->row_bytes);
+    if (w->pack != QW_PACK_NONE) {
+        size_t group_bytes = qw_pack_group_bytes(w->pack, w->k);
+        one.packed = (const uint8_t *)w->packed + stacked * qw_weight_groups(w) * group_bytes;
+    }
+    return one;
+}
+
 /* One product of a group that shares its input: out[r, :] = W x[r, :] + bias, or out[r, :] += W x[r, :]. */
 typedef struct qw_linear {
     const qw_weight *w;
@@ -92,6 +106,9 @@ typedef struct qw_moe {
     const qw_weight *shared_scale;       /* [1, hidden]: its weight is the sigmoid of this product; NULL: 1 */
     float *gate_out, *up_out;            /* [n_rows, ffn of the shared expert]: scratch that a device may use */
 } qw_moe;
+
+/* One row's experts, from the router's product: expert, weight [n_used], ascending by number. logits [n_experts] are used up. */
+void qw_moe_route(const qw_moe *w, float *logits, uint32_t *expert, float *weight);
 
 /* Where one row of a batch stands in its sequence's state. */
 typedef struct qw_kv_row {

@@ -7,6 +7,8 @@
 
 #include "base/mem.h"
 
+enum { EXPERTS_USED_MAX = 64 }; /* src/model/hparams.c takes no more */
+
 /* Pieces of the scratch that a block of experts needs, in floats. */
 typedef struct moe_scratch {
     float *weight;  /* [n_rows, n_experts]: the router's result, then an expert's share in a row or 0 */
@@ -77,32 +79,15 @@ void qw_steps_swiglu(qw_steps *s, qw_backend *be, const float *n, size_t ld_n, s
 
 /* ---- experts ------------------------------------------------------------------------------------ */
 
-/* Softmax of a row's logits in place; what is not among the n_used largest (the lower number first where two are equal)
- * becomes 0. */
+/* p [n_experts]: the router's product, then each expert's weight in the row, 0 for those not chosen. */
 static void route(const qw_moe *w, float *p)
 {
-    float most = p[0], sum = 0, kept = 0;
-    for (size_t e = 1; e < w->n_experts; e++) most = p[e] > most ? p[e] : most;
-    for (size_t e = 0; e < w->n_experts; e++) sum += p[e] = expf(p[e] - most);
-    for (size_t i = 0; i < w->n_used; i++) { /* taken ones are negative, and never 0 */
-        size_t best = w->n_experts;
-        for (size_t e = 0; e < w->n_experts; e++)
-            if (!signbit(p[e]) && (best == w->n_experts || p[e] > p[best])) best = e;
-        p[best] = -(p[best] / sum);
-        kept -= p[best];
-    }
-    for (size_t e = 0; e < w->n_experts; e++) p[e] = signbit(p[e]) ? -p[e] / (w->renormalise ? kept : 1.0f) : 0.0f;
-}
-
-/* One matrix of a stack. */
-static qw_weight matrix_of(const qw_weight *stack, size_t e)
-{
-    qw_weight w = *stack;
-    w.n_stacked = 1;
-    w.data += e * stack->stack_bytes;
-    if (w.pack != QW_PACK_NONE)
-        w.packed = (const uint8_t *)w.packed + e * qw_weight_groups(stack) * qw_pack_group_bytes(w.pack, w.k);
-    return w;
+    uint32_t expert[EXPERTS_USED_MAX];
+    float weight[EXPERTS_USED_MAX];
+    QW_ASSERT(w->n_used <= EXPERTS_USED_MAX);
+    qw_moe_route(w, p, expert, weight);
+    memset(p, 0, w->n_experts * sizeof *p);
+    for (size_t i = 0; i < w->n_used; i++) p[expert[i]] = weight[i];
 }
 
 /* x [n_rows] += expert e's results for the rows that chose it. */
@@ -110,7 +95,7 @@ static void run_expert(qw_steps *s, qw_backend *be, const moe_scratch *m, const 
                        const qw_moe *w, size_t e, float *x, size_t ld_x)
 {
     size_t h = w->gate->k, ffn = w->gate->rows, n_mine = 0;
-    const qw_weight gate = matrix_of(w->gate, e), up = matrix_of(w->up, e), down = matrix_of(w->down, e);
+    const qw_weight gate = qw_weight_matrix(w->gate, e), up = qw_weight_matrix(w->up, e), down = qw_weight_matrix(w->down, e);
     const qw_linear both[] = {{.w = &gate, .out = m->gate, .ld = ffn}, {.w = &up, .out = m->up, .ld = ffn}};
     const qw_linear last = {.w = &down, .out = m->out, .ld = h};
     for (size_t r = 0; r < n_rows; r++)

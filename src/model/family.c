@@ -1,7 +1,7 @@
 /* family.c: the architectures qw runs, one row each. Constants; any thread.
  *
- * Source: transformers (modeling_qwen2, qwen2_moe, qwen3, qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe, qwen4_exp). Names are those of
- * general.architecture in GGUF.
+ * Source: transformers (modeling_qwen2, qwen2_moe, qwen3, qwen3_moe, qwen3_next, qwen3_5, qwen3_5_moe, qwen4_exp). Names are
+ * those of general.architecture in GGUF.
  */
 #include <string.h>
 

@@ -12,8 +12,9 @@ qw_kv_shape qw_net_kv_shape(const qw_net *net, qw_kv_type type, bool mtp)
 {
     QW_ASSERT(!mtp || net->mtp);
     const qw_hparams *hp = &net->hp;
-    return (qw_kv_shape){.index_dim = hp->index_dim, .index_block = hp->index_block, .type = type, .n_layers = net->n_kv_layers + (mtp ? 1 : 0), .n_heads = hp->n_heads,
-                         .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim};
+    return (qw_kv_shape){.type = type, .n_layers = net->n_kv_layers + (mtp ? 1 : 0), .n_heads = hp->n_heads,
+                         .n_kv_heads = hp->n_kv_heads, .head_dim = hp->head_dim, .index_dim = hp->index_dim,
+                         .index_block = hp->index_block};
 }
 
 static size_t max_size(size_t a, size_t b)
@@ -88,7 +89,8 @@ static size_t divide(qw_pass *p, const qw_net *net, size_t n)
 size_t qw_pass_bytes(const qw_net *net, size_t n_rows_max)
 {
     qw_pass measure = {0};
-    return divide(&measure, net, n_rows_max) + n_rows_max * (sizeof(qw_kv_row) + sizeof(int32_t) * (1 + n_gram_heads(&net->hp)) + sizeof(uint32_t));
+    size_t row = sizeof(qw_kv_row) + sizeof(int32_t) * (1 + n_gram_heads(&net->hp)) + sizeof(uint32_t);
+    return divide(&measure, net, n_rows_max) + n_rows_max * row;
 }
 
 /* Dimension whose wave turns `turns` times over the original context (YaRN; transformers, modeling_rope_utils). */
@@ -221,10 +223,10 @@ static bool run_layer(qw_pass *p, const qw_layer *layer)
     qw_stream_enter(p, &layer->to_mixer);
     layer->mixer->forward(p, layer);
     if (p->n_rows == 0) return false;
-    qw_stream_leave(p, &layer->to_mixer);
+    qw_stream_leave(p);
     qw_stream_enter(p, &layer->to_ffn);
     layer->ffn->forward(p, layer);
-    qw_stream_leave(p, &layer->to_ffn);
+    qw_stream_leave(p);
     return true;
 }
 

@@ -54,9 +54,8 @@ void qw_stream_enter(qw_pass *p, const qw_connection *c)
     memset(p->sum, 0, p->n_rows * h * sizeof *p->sum);
 }
 
-void qw_stream_leave(qw_pass *p, const qw_connection *c)
+void qw_stream_leave(qw_pass *p)
 {
-    (void)c;
     if (!p->net->hp.family->streams) return;
     p->be->ops->hyper_inject(p->be, p->x, p->block_out, p->inject, p->n_rows, p->net->hp.hidden, p->net->hp.n_streams);
 }

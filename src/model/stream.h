@@ -16,7 +16,7 @@ void qw_stream_begin(qw_pass *p, const qw_weight *embed);
 /* pass->normed = the input of a block, pass->sum = where it adds its result. */
 void qw_stream_enter(qw_pass *p, const qw_connection *c);
 /* After the block. */
-void qw_stream_leave(qw_pass *p, const qw_connection *c);
+void qw_stream_leave(qw_pass *p);
 /* out [n, hidden] = what the connection makes of rows of x: the hidden state at the end. */
 void qw_stream_read(qw_pass *p, const qw_connection *c, const uint32_t *rows, size_t n, float *out);
 

@@ -150,11 +150,20 @@ static qw_status run_decode(bench *b, int64_t n, qw_err *err)
 static const bench_kind prefill = {"prefill", run_prefill, 512, false, "prefill"};
 static const bench_kind decode = {"decode", run_decode, 16, true, "decode step"};
 
-/* Back to the beginning of a run. */
+static qw_status fill_to(bench *b, qw_seq *seq, int64_t depth, qw_err *err)
+{
+    QW_TRY(qw_seq_truncate(seq, 0, NULL, err));
+    return depth ? qw_compute_tokens(&b->c, seq, b->tokens, (size_t)depth, NULL, NULL, err) : QW_OK;
+}
+
+/* Back to the beginning of a run; a recurrent state has to be computed again. */
 static qw_status rewind_to(bench *b, int64_t depth, qw_err *err)
 {
     for (size_t s = 0; s < b->n_streams; s++) {
-        QW_TRY(qw_seq_truncate(b->seqs[s], (uint32_t)depth, b->tokens, err));
+        if (qw_seq_can_truncate(b->seqs[s], (uint32_t)depth))
+            QW_TRY(qw_seq_truncate(b->seqs[s], (uint32_t)depth, b->tokens, err));
+        else
+            QW_TRY(fill_to(b, b->seqs[s], depth, err));
     }
     return QW_OK;
 }
@@ -162,10 +171,7 @@ static qw_status rewind_to(bench *b, int64_t depth, qw_err *err)
 static qw_status run_test(bench *b, const bench_kind *kind, int64_t n, int64_t depth, qw_err *err)
 {
     double total = 0;
-    for (size_t s = 0; s < b->n_streams; s++) {
-        QW_TRY(qw_seq_truncate(b->seqs[s], 0, NULL, err));
-        if (depth) QW_TRY(qw_compute_tokens(&b->c, b->seqs[s], b->tokens, (size_t)depth, NULL, NULL, err));
-    }
+    for (size_t s = 0; s < b->n_streams; s++) QW_TRY(fill_to(b, b->seqs[s], depth, err));
     QW_TRY(kind->run(b, n < kind->warm_up_max ? n : kind->warm_up_max, err));
     QW_TRY(rewind_to(b, depth, err));
     if (b->profile) qw_profile_clear(b->profile);

@@ -107,8 +107,8 @@ static int run(const qw_cli_model *model, int n, char **operands, const embed_op
     qw_status status;
     int rc = qw_cli_resolve(model, path, sizeof path);
     if (rc != 0) return rc;
-    qw_compute_options options = {.path = path, .n_threads = (int)model->n_threads, .exact = model->exact, .quantize = model->quantize,
-                                  .no_pack_cache = model->no_pack_cache};
+    qw_compute_options options = {.path = path, .n_threads = (int)model->n_threads, .exact = model->exact,
+                                  .quantize = model->quantize, .no_pack_cache = model->no_pack_cache};
     QW_TRY_GOTO(gather(&t, n, operands, &err));
     QW_TRY_GOTO(qw_pooled_open(&options, (uint32_t)model->context, &p, &err));
     QW_TRY_GOTO(query ? rerank_all(&p, &t, o->instruction, query, &err) : embed_all(&p, &t, o, &err));

@@ -52,6 +52,9 @@ void qw_pooled_close(qw_pooled *p)
 static qw_status compute(qw_pooled *p, uint32_t *row, qw_err *err)
 {
     size_t n = p->tokens.n, most = p->c.rt.pass->n_rows_max;
+    uint32_t trained = p->c.net->hp.context_length;
+    if (n > trained)
+        return qw_fail(err, QW_E_LIMIT, "a text of %zu tokens is longer than the %u the model was trained for", n, trained);
     QW_TRY(qw_seq_truncate(p->seq, 0, NULL, err));
     QW_TRY(qw_compute_tokens(&p->c, p->seq, p->tokens.ids, n, NULL, NULL, err));
     *row = (uint32_t)((n - 1) % most);

@@ -114,6 +114,14 @@ def check_folder(count, bench, name, folder, tokens, want):
     count.check(not differences, f"{name}: qw convert against the reference: {'; '.join(differences[:5]) or 'the same'}")
 
 
+def check_depth(count, bench, name, path):
+    """`qw bench` at a depth: a recurrent state, which cannot be rewound, is computed again for each run."""
+    run = subprocess.run([*bench.qw.split(), "bench", "-m", path, "-p", "8", "-n", "4", "-d", "8", "-r", "2", "-t", "1",
+                          "--no-pack-cache", "--json"], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+    count.check(run.returncode == 0 and run.stdout.count('"depth":8') == 2, f"{name}: bench at a depth{run.stderr.rstrip()}")
+
+
 def check_model(count, bench, name, folder, tokens, want):
     """All checks of one folder but for the mutants."""
     model = reference_convert.convert(folder)
@@ -124,6 +132,7 @@ def check_model(count, bench, name, folder, tokens, want):
     reference_convert.write(model, path)
     alike(count, f"{name}, Q8_0", bench.logits(path, tokens, name + "-q8-exact"),
           bench.logits(path, tokens, name + "-q8", exact=False), KL_MAX_Q8, TOP1_MIN_Q8)
+    check_depth(count, bench, name, path)
 
 
 def main():

@@ -80,41 +80,13 @@ size_t qw_cpu_moe_divide(const qw_cpu_sizes *s, qw_cpu_moe *m)
 
 /* ---- routing ------------------------------------------------------------------------------------ */
 
-/* Softmax of the logits in place; the n_used largest, ascending by number, and their weights. */
-static void route_row(const qw_moe *w, float *p, uint32_t *expert, float *weight)
-{
-    float most = p[0], sum = 0, kept = 0;
-    for (size_t e = 1; e < w->n_experts; e++) most = p[e] > most ? p[e] : most;
-    for (size_t e = 0; e < w->n_experts; e++) sum += p[e] = expf(p[e] - most);
-    for (size_t e = 0; e < w->n_experts; e++) p[e] /= sum;
-    for (size_t i = 0; i < w->n_used; i++) {
-        size_t best = 0;
-        float largest = -1.0f;
-        for (size_t e = 0; e < w->n_experts; e++) {
-            if (!(p[e] > largest)) continue;
-            largest = p[e];
-            best = e;
-        }
-        p[best] = -2.0f; /* taken */
-        kept += largest;
-        size_t at = i;
-        for (; at > 0 && expert[at - 1] > best; at--) {
-            expert[at] = expert[at - 1];
-            weight[at] = weight[at - 1];
-        }
-        expert[at] = (uint32_t)best;
-        weight[at] = largest;
-    }
-    for (size_t i = 0; i < w->n_used && w->renormalise; i++) weight[i] /= kept;
-}
-
 static void route_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const moe_run *a = ctx;
     const qw_cpu_moe *m = &a->cpu->moe;
     for (size_t r = (size_t)begin; r < (size_t)end; r++)
-        route_row(a->w, m->logits + r * a->w->n_experts, m->expert + r * a->w->n_used, m->weight + r * a->w->n_used);
+        qw_moe_route(a->w, m->logits + r * a->w->n_experts, m->expert + r * a->w->n_used, m->weight + r * a->w->n_used);
 }
 
 /* Numbers the pairs by expert, then by row. */

@@ -3,7 +3,12 @@
 
 static uint32_t n_pages(const qw_runtime_options *o)
 {
-    return (o->seq_tokens_max + QW_KV_TILE - 1) / QW_KV_TILE * o->n_seqs;
+    return o->n_pages ? o->n_pages : (o->seq_tokens_max + QW_KV_TILE - 1) / QW_KV_TILE * o->n_seqs;
+}
+
+static uint32_t n_slots(const qw_runtime_options *o)
+{
+    return o->n_slots ? o->n_slots : o->n_seqs;
 }
 
 static int n_threads_of(const qw_runtime_options *o)
@@ -15,7 +20,7 @@ void qw_runtime_bytes(const qw_net *net, const qw_runtime_options *o, uint64_t *
 {
     qw_kv_shape shape = qw_net_kv_shape(net, qw_runtime_kv_type(o->exact), o->mtp);
     qw_cpu_sizes sizes = qw_net_cpu_sizes(net, o->n_rows_max, !o->exact);
-    *kv = (uint64_t)n_pages(o) * qw_kv_page_bytes(&shape) + (uint64_t)o->n_seqs * net->recurrent_bytes;
+    *kv = (uint64_t)n_pages(o) * qw_kv_page_bytes(&shape) + (uint64_t)n_slots(o) * net->recurrent_bytes;
     *scratch = qw_pass_bytes(net, o->n_rows_max) + qw_cpu_scratch_bytes(&sizes, n_threads_of(o));
 }
 
@@ -28,7 +33,9 @@ qw_status qw_runtime_create(const qw_net *net, const qw_runtime_options *o, qw_r
     QW_TRY_GOTO(qw_pool_create(rt->n_threads, &rt->pool, err));
     QW_TRY_GOTO(qw_cpu_create(rt->pool, qw_cpu_isa(), &sizes, &rt->be, err));
     QW_TRY_GOTO(qw_pass_create(net, rt->be, &shape, o->n_rows_max, &rt->pass, err));
-    QW_TRY_GOTO(qw_seq_pool_create(&shape, n_pages(o), o->seq_tokens_max, net->recurrent_bytes, &rt->seqs, err));
+    const qw_seq_pool_options so = {.shape = shape, .n_pages = n_pages(o), .seq_tokens_max = o->seq_tokens_max,
+                                    .recurrent_bytes = net->recurrent_bytes, .n_slots = n_slots(o)};
+    QW_TRY_GOTO(qw_seq_pool_create(&so, &rt->seqs, err));
     return QW_OK;
 fail:
     qw_runtime_destroy(rt);

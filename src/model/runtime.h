@@ -16,6 +16,8 @@ typedef struct qw_runtime_options {
     uint32_t n_rows_max;     /* rows in one pass */
     uint32_t n_seqs;         /* sequences of full length that have room at the same time */
     uint32_t seq_tokens_max; /* positions of each */
+    uint32_t n_pages;        /* of keys and values; 0: as many as n_seqs sequences can fill */
+    uint32_t n_slots;        /* recurrent states, where the network has any; 0: one for each of n_seqs */
 } qw_runtime_options;
 
 typedef struct qw_runtime {

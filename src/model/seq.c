@@ -8,44 +8,72 @@
 #include "base/mem.h"
 
 struct qw_seq_pool {
-    qw_kv_shape shape;
-    size_t page_bytes;       /* rounded up to the system's pages, so that one can be given back alone */
-    uint32_t n_pages, n_free, seq_pages_max, seq_tokens_max;
-    size_t recurrent_bytes;
-    uint8_t *base;           /* [n_pages][page_bytes]: reserved, touched on use */
+    qw_seq_pool_options o;
+    size_t page_bytes, page_stride; /* the stride is rounded up to the system's pages, so that one can be given back alone */
+    size_t slot_stride;
+    uint32_t n_free, n_free_slots, seq_pages_max;
+    uint8_t *pages;          /* [n_pages][page_stride]: reserved, touched on use */
+    uint8_t *slots;          /* [n_slots][slot_stride]: likewise */
     uint32_t *refs;          /* [n_pages] */
     uint32_t *free_ids;      /* [n_free]: a stack */
+    uint32_t *free_slots;    /* [n_free_slots]: a stack */
 };
 
 enum { SYSTEM_PAGE = 4096 };
 
-qw_status qw_seq_pool_create(const qw_kv_shape *shape, uint32_t n_pages, uint32_t seq_tokens_max,
-                             size_t recurrent_bytes, qw_seq_pool **out, qw_err *err)
+/* ---- pages and slots --------------------------------------------------------------------------- */
+
+static size_t stride_of(size_t bytes)
+{
+    return (bytes + SYSTEM_PAGE - 1) / SYSTEM_PAGE * SYSTEM_PAGE;
+}
+
+/* Address space for n pieces; NULL in *out for none. */
+static qw_status reserve_space(size_t stride, uint32_t n, const char *what, uint8_t **out, qw_err *err)
+{
+    size_t bytes;
+    if (n == 0 || stride == 0) return QW_OK;
+    if (qw_mul_overflows(stride, n, &bytes)) return qw_fail(err, QW_E_MEMORY, "%u %s do not fit the address space", n, what);
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (at == MAP_FAILED) {
+        return qw_fail(err, QW_E_MEMORY, "%u %s need %zu bytes, which the system does not give", n, what, bytes);
+    }
+    *out = at;
+    return QW_OK;
+}
+
+/* Gives the memory back and makes it read as zeros for its next owner. */
+static void give_back(uint8_t *at, size_t stride)
+{
+    if (madvise(at, stride, MADV_DONTNEED) != 0) memset(at, 0, stride);
+}
+
+/* Lowest numbers on top. */
+static qw_status fill_stack(uint32_t **stack, uint32_t n, const char *what, qw_err *err)
+{
+    QW_TRY(qw_alloc(stack, n, sizeof **stack, what, err));
+    for (uint32_t i = 0; i < n; i++) (*stack)[i] = n - 1 - i;
+    return QW_OK;
+}
+
+qw_status qw_seq_pool_create(const qw_seq_pool_options *o, qw_seq_pool **out, qw_err *err)
 {
     qw_seq_pool *p = NULL;
     qw_status status;
-    size_t bytes;
     *out = NULL;
     QW_TRY(qw_alloc(&p, 1, sizeof *p, "sequence pool", err));
-    p->shape = *shape;
-    p->page_bytes = (qw_kv_page_bytes(shape) + SYSTEM_PAGE - 1) / SYSTEM_PAGE * SYSTEM_PAGE;
-    p->n_pages = p->n_free = n_pages;
-    p->seq_tokens_max = seq_tokens_max;
-    p->seq_pages_max = (seq_tokens_max + QW_KV_TILE - 1) / QW_KV_TILE;
-    p->recurrent_bytes = recurrent_bytes;
-    QW_TRY_GOTO(qw_alloc(&p->refs, n_pages, sizeof *p->refs, "page counts", err));
-    QW_TRY_GOTO(qw_alloc(&p->free_ids, n_pages, sizeof *p->free_ids, "page list", err));
-    for (uint32_t i = 0; i < n_pages; i++) p->free_ids[i] = n_pages - 1 - i;
-    if (qw_mul_overflows(p->page_bytes, n_pages, &bytes)) {
-        status = qw_fail(err, QW_E_MEMORY, "a KV cache of %u pages does not fit the address space", n_pages);
-        goto fail;
-    }
-    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED) {
-        status = qw_fail(err, QW_E_MEMORY, "the KV cache needs %zu bytes, which the system does not give", bytes);
-        goto fail;
-    }
-    p->base = base;
+    p->o = *o;
+    p->page_bytes = qw_kv_page_bytes(&o->shape);
+    p->page_stride = stride_of(p->page_bytes);
+    p->slot_stride = stride_of(o->recurrent_bytes);
+    p->n_free = o->n_pages;
+    p->n_free_slots = o->recurrent_bytes ? o->n_slots : 0;
+    p->seq_pages_max = (o->seq_tokens_max + QW_KV_TILE - 1) / QW_KV_TILE;
+    QW_TRY_GOTO(qw_alloc(&p->refs, o->n_pages, sizeof *p->refs, "page counts", err));
+    QW_TRY_GOTO(fill_stack(&p->free_ids, o->n_pages, "page list", err));
+    QW_TRY_GOTO(fill_stack(&p->free_slots, p->n_free_slots, "slot list", err));
+    QW_TRY_GOTO(reserve_space(p->page_stride, o->n_pages, "pages of keys and values", &p->pages, err));
+    QW_TRY_GOTO(reserve_space(p->slot_stride, p->n_free_slots, "recurrent states", &p->slots, err));
     *out = p;
     return QW_OK;
 fail:
@@ -56,16 +84,19 @@ fail:
 void qw_seq_pool_destroy(qw_seq_pool *p)
 {
     if (!p) return;
-    QW_ASSERT(p->n_free == p->n_pages || !p->base);
-    if (p->base) munmap(p->base, p->page_bytes * p->n_pages);
+    QW_ASSERT(!p->pages || p->n_free == p->o.n_pages);
+    QW_ASSERT(!p->slots || p->n_free_slots == p->o.n_slots);
+    if (p->pages) munmap(p->pages, p->page_stride * p->o.n_pages);
+    if (p->slots) munmap(p->slots, p->slot_stride * p->o.n_slots);
     free(p->refs);
     free(p->free_ids);
+    free(p->free_slots);
     free(p);
 }
 
-const qw_kv_shape *qw_seq_pool_shape(const qw_seq_pool *pool)
+const qw_seq_pool_options *qw_seq_pool_get_options(const qw_seq_pool *pool)
 {
-    return &pool->shape;
+    return &pool->o;
 }
 
 uint32_t qw_seq_pool_free_pages(const qw_seq_pool *pool)
@@ -73,27 +104,68 @@ uint32_t qw_seq_pool_free_pages(const qw_seq_pool *pool)
     return pool->n_free;
 }
 
-static uint8_t *page_at(const qw_seq_pool *p, uint32_t id)
+uint32_t qw_seq_pool_free_slots(const qw_seq_pool *pool)
 {
-    return p->base + (size_t)id * p->page_bytes;
+    return pool->n_free_slots;
 }
 
-static uint32_t take_page(qw_seq_pool *p)
+size_t qw_page_bytes(const qw_seq_pool *p)
 {
+    return p->page_bytes;
+}
+
+uint8_t *qw_page_at(const qw_seq_pool *p, uint32_t id)
+{
+    QW_ASSERT(id < p->o.n_pages);
+    return p->pages + (size_t)id * p->page_stride;
+}
+
+uint32_t qw_page_users(const qw_seq_pool *p, uint32_t id)
+{
+    return p->refs[id];
+}
+
+uint32_t qw_page_take(qw_seq_pool *p)
+{
+    if (p->n_free == 0) return QW_NO_PAGE;
     uint32_t id = p->free_ids[--p->n_free];
     QW_ASSERT(p->refs[id] == 0);
     p->refs[id] = 1;
     return id;
 }
 
-static void drop_page(qw_seq_pool *p, uint32_t id)
+void qw_page_keep(qw_seq_pool *p, uint32_t id)
+{
+    QW_ASSERT(p->refs[id] > 0);
+    p->refs[id]++;
+}
+
+void qw_page_drop(qw_seq_pool *p, uint32_t id)
 {
     QW_ASSERT(p->refs[id] > 0);
     if (--p->refs[id] > 0) return;
-    /* Gives the memory back and makes the page read as zeros for its next owner. */
-    if (madvise(page_at(p, id), p->page_bytes, MADV_DONTNEED) != 0) memset(page_at(p, id), 0, p->page_bytes);
+    give_back(qw_page_at(p, id), p->page_stride);
     p->free_ids[p->n_free++] = id;
 }
+
+uint8_t *qw_slot_at(const qw_seq_pool *p, uint32_t slot)
+{
+    QW_ASSERT(slot < p->o.n_slots);
+    return p->slots + (size_t)slot * p->slot_stride;
+}
+
+uint32_t qw_slot_take(qw_seq_pool *p)
+{
+    return p->n_free_slots == 0 ? QW_NO_SLOT : p->free_slots[--p->n_free_slots];
+}
+
+void qw_slot_drop(qw_seq_pool *p, uint32_t slot)
+{
+    give_back(qw_slot_at(p, slot), p->slot_stride);
+    p->free_slots[p->n_free_slots++] = slot;
+}
+
+/* ---- sequences --------------------------------------------------------------------------------- */
 
 static void clear_history(qw_seq *s)
 {
@@ -107,11 +179,17 @@ qw_status qw_seq_create(qw_seq_pool *pool, qw_seq **out, qw_err *err)
     *out = NULL;
     QW_TRY(qw_alloc(&s, 1, sizeof *s, "sequence", err));
     s->pool = pool;
+    s->slot = QW_NO_SLOT;
     clear_history(s);
     QW_TRY_GOTO(qw_alloc(&s->page_ids, pool->seq_pages_max, sizeof *s->page_ids, "page table", err));
     QW_TRY_GOTO(qw_alloc(&s->pages, pool->seq_pages_max, sizeof *s->pages, "page table", err));
-    if (pool->recurrent_bytes) {
-        QW_TRY_GOTO(qw_alloc_aligned(&s->recurrent, pool->recurrent_bytes, "recurrent state", err));
+    if (pool->o.recurrent_bytes) {
+        s->slot = qw_slot_take(pool);
+        if (s->slot == QW_NO_SLOT) {
+            status = qw_fail(err, QW_E_MEMORY, "all %u recurrent states are in use", pool->o.n_slots);
+            goto fail;
+        }
+        s->recurrent = qw_slot_at(pool, s->slot);
     }
     *out = s;
     return QW_OK;
@@ -120,37 +198,55 @@ fail:
     return status;
 }
 
+static void drop_pages(qw_seq *s, uint32_t n_left)
+{
+    while (s->n_pages > n_left) qw_page_drop(s->pool, s->page_ids[--s->n_pages]);
+}
+
 void qw_seq_release(qw_seq *s)
 {
     if (!s) return;
-    for (uint32_t i = 0; i < s->n_pages; i++) drop_page(s->pool, s->page_ids[i]);
-    if (s->recurrent) qw_free_aligned(s->recurrent, s->pool->recurrent_bytes);
+    drop_pages(s, 0);
+    if (s->slot != QW_NO_SLOT) qw_slot_drop(s->pool, s->slot);
     free(s->page_ids);
     free(s->pages);
     free(s);
 }
 
-qw_status qw_seq_fork(const qw_seq *seq, qw_seq **out, qw_err *err)
+void qw_seq_set(qw_seq *s, const uint32_t *page_ids, uint32_t n_tokens, uint32_t slot, const int32_t *history)
 {
-    qw_seq *s;
-    QW_TRY(qw_seq_create(seq->pool, &s, err));
-    s->n_tokens = seq->n_tokens;
-    s->n_pages = seq->n_pages;
-    memcpy(s->page_ids, seq->page_ids, seq->n_pages * sizeof *s->page_ids);
-    memcpy(s->pages, seq->pages, seq->n_pages * sizeof *s->pages);
-    memcpy(s->history, seq->history, sizeof s->history);
-    if (s->recurrent) memcpy(s->recurrent, seq->recurrent, seq->pool->recurrent_bytes);
-    for (uint32_t i = 0; i < s->n_pages; i++) s->pool->refs[s->page_ids[i]]++;
-    *out = s;
-    return QW_OK;
+    qw_seq_pool *p = s->pool;
+    uint32_t n_pages = (n_tokens + QW_KV_TILE - 1) / QW_KV_TILE;
+    QW_ASSERT(n_pages <= p->seq_pages_max && (slot != QW_NO_SLOT || n_tokens == 0 || !s->recurrent));
+    for (uint32_t i = 0; i < n_pages; i++) qw_page_keep(p, page_ids[i]); /* before any is dropped: they may be the same */
+    drop_pages(s, 0);
+    for (uint32_t i = 0; i < n_pages; i++) {
+        s->page_ids[i] = page_ids[i];
+        s->pages[i] = qw_page_at(p, page_ids[i]);
+    }
+    s->n_pages = n_pages;
+    s->n_tokens = n_tokens;
+    memcpy(s->history, history, sizeof s->history);
+    if (!s->recurrent) return;
+    if (slot == QW_NO_SLOT) memset(s->recurrent, 0, p->o.recurrent_bytes);
+    else memcpy(s->recurrent, qw_slot_at(p, slot), p->o.recurrent_bytes);
+}
+
+void qw_seq_swap_page(qw_seq *s, uint32_t i, uint32_t page_id)
+{
+    QW_ASSERT(i < s->n_pages);
+    qw_page_keep(s->pool, page_id);
+    qw_page_drop(s->pool, s->page_ids[i]);
+    s->page_ids[i] = page_id;
+    s->pages[i] = qw_page_at(s->pool, page_id);
 }
 
 qw_status qw_seq_reserve(qw_seq *s, uint32_t n_tokens_after, qw_err *err)
 {
     qw_seq_pool *p = s->pool;
-    if (n_tokens_after > p->seq_tokens_max) {
+    if (n_tokens_after > p->o.seq_tokens_max) {
         return qw_fail(err, QW_E_LIMIT, "the conversation would hold %u tokens, the context has %u", n_tokens_after,
-                       p->seq_tokens_max);
+                       p->o.seq_tokens_max);
     }
     if (n_tokens_after <= s->n_tokens) return QW_OK;
     uint32_t n_pages_after = (n_tokens_after + QW_KV_TILE - 1) / QW_KV_TILE;
@@ -165,14 +261,14 @@ qw_status qw_seq_reserve(qw_seq *s, uint32_t n_tokens_after, qw_err *err)
     for (uint32_t i = first; i < s->n_pages && i < n_pages_after; i++) {
         uint32_t shared = s->page_ids[i];
         if (p->refs[shared] == 1) continue;
-        s->page_ids[i] = take_page(p);
-        s->pages[i] = page_at(p, s->page_ids[i]);
-        memcpy(s->pages[i], page_at(p, shared), p->page_bytes);
-        drop_page(p, shared);
+        s->page_ids[i] = qw_page_take(p);
+        s->pages[i] = qw_page_at(p, s->page_ids[i]);
+        memcpy(s->pages[i], qw_page_at(p, shared), p->page_bytes);
+        qw_page_drop(p, shared);
     }
     for (; s->n_pages < n_pages_after; s->n_pages++) {
-        s->page_ids[s->n_pages] = take_page(p);
-        s->pages[s->n_pages] = page_at(p, s->page_ids[s->n_pages]);
+        s->page_ids[s->n_pages] = qw_page_take(p);
+        s->pages[s->n_pages] = qw_page_at(p, s->page_ids[s->n_pages]);
     }
     return QW_OK;
 }
@@ -189,7 +285,7 @@ void qw_seq_advance(qw_seq *s, const int32_t *tokens, uint32_t n)
 
 bool qw_seq_can_truncate(const qw_seq *s, uint32_t n_tokens)
 {
-    return n_tokens == 0 || n_tokens >= s->n_tokens || s->pool->recurrent_bytes == 0;
+    return n_tokens == 0 || n_tokens >= s->n_tokens || s->pool->o.recurrent_bytes == 0;
 }
 
 qw_status qw_seq_truncate(qw_seq *s, uint32_t n_tokens, const int32_t *tokens, qw_err *err)
@@ -199,10 +295,10 @@ qw_status qw_seq_truncate(qw_seq *s, uint32_t n_tokens, const int32_t *tokens, q
         return qw_fail(err, QW_E_UNSUPPORTED, "a recurrent state cannot be rewound to token %u", n_tokens);
     }
     uint32_t n_pages = (n_tokens + QW_KV_TILE - 1) / QW_KV_TILE;
-    while (s->n_pages > n_pages) drop_page(s->pool, s->page_ids[--s->n_pages]);
+    drop_pages(s, n_pages);
     s->n_tokens = n_tokens;
     clear_history(s);
     for (uint32_t i = 0; i < QW_SEQ_HISTORY && i < n_tokens; i++) s->history[i] = tokens[n_tokens - 1 - i];
-    if (s->recurrent) memset(s->recurrent, 0, s->pool->recurrent_bytes);
+    if (s->recurrent) memset(s->recurrent, 0, s->pool->o.recurrent_bytes);
     return QW_OK;
 }

@@ -1,4 +1,4 @@
-/* test_base.c: errors, memory, buffers, cursor, files, mappings and their guard, pool, cores, UTF-8. */
+/* test_base.c: errors, memory, buffers, cursor, files, mappings and their guard, pool, cores, UTF-8, siphash. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -29,6 +29,7 @@
 #include "base/file.h"
 #include "base/mem.h"
 #include "base/pool.h"
+#include "base/siphash.h"
 #include "base/utf8.h"
 #include "temp_dir.h"
 
@@ -55,6 +56,19 @@ static void put_file(const char *path, const void *data, size_t n)
 static void put_text(const char *path, const char *text)
 {
     put_file(path, text, strlen(text));
+}
+
+/* ---- siphash ---------------------------------------------------------------------------------- */
+
+/* The vectors of the paper's reference implementation: key 00..0f, input 00, 01, ... */
+static void test_siphash(void **state)
+{
+    (void)state;
+    const qw_sip_key key = {{0x0706050403020100u, 0x0f0e0d0c0b0a0908u}};
+    const uint64_t seed = 0x0706050403020100u;
+    const uint8_t in[] = {8, 9, 10, 11, 12, 13, 14};
+    assert_true(qw_siphash(&key, seed, in, 7) == 0xa129ca6149be45e5u);
+    assert_true(qw_siphash(&key, seed, in, 0) == 0x93f5f5799a932462u);
 }
 
 /* ---- status ----------------------------------------------------------------------------------- */
@@ -775,6 +789,7 @@ static void test_utf8_incomplete_tail(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_siphash),
         cmocka_unit_test(test_foreign_fault_still_kills),
         cmocka_unit_test(test_handlers_in_a_circle),
         cmocka_unit_test(test_foreign_fault_reaches_earlier_handler),

@@ -232,10 +232,10 @@ static void dealt_out(fixture *f)
 static void fork_and_truncate(fixture *f)
 {
     int32_t other[N];
-    qw_seq *seq = new_seq(f), *copy;
+    qw_seq *seq = new_seq(f), *copy = new_seq(f);
     for (int i = 0; i < N; i++) other[i] = i < 70 ? f->tokens[i] : (int32_t)rng((uint32_t)f->n_vocab);
     append(f, seq, f->tokens, 70, f->logits);
-    assert_int_equal(qw_seq_fork(seq, &copy, NULL), QW_OK);
+    qw_seq_set(copy, seq->page_ids, 70, seq->slot, seq->history);
     append(f, copy, other, 50, NULL);
     append(f, seq, f->tokens, N - 70, f->logits);
     check_bits(f, "forked sequence");
@@ -397,7 +397,7 @@ static void test_pages_are_clean(void **state)
     qw_seq_release(seq);
     seq = new_seq(&f);
     assert_int_equal(qw_seq_reserve(seq, 64, NULL), QW_OK);
-    size_t bytes = qw_kv_page_bytes(qw_seq_pool_shape(f.rt.seqs));
+    size_t bytes = qw_page_bytes(f.rt.seqs);
     for (size_t i = 0; i < bytes; i++) assert_int_equal(seq->pages[0][i], 0);
     qw_seq_release(seq);
     close_fixture(&f);

@@ -1,0 +1,99 @@
+/* prefix.h: what was computed before and can be continued.
+ *
+ * A tree for each owner. A node is a page of keys and values with its tokens (QW_KV_TILE of them, fewer only in a last one)
+ * and stands for everything from the root to itself; models with recurrent state have snapshots of it at some positions, and
+ * a past can be continued at those alone. Nodes are found by a keyed hash of their tokens and of the node before, and the
+ * tokens are compared: a match is never a guess. A node whose page was given up is remembered for a while, so that a miss
+ * can be explained.
+ *
+ * What goes first when pages or snapshots run out: last_used + QW_PREFIX_WORTH * the time it would take to compute it again,
+ * smallest first. So what is longer and was used later always outlives what is shorter and was used earlier, and a past is
+ * given up from its end. Of its snapshots the last one is worth the whole past, those inside it only the way from the one
+ * before. What running sequences stand on is never given up.
+ *
+ * No clock and no thread of its own: the engine thread calls and says what time it is.
+ */
+#ifndef QW_ENGINE_PREFIX_H
+#define QW_ENGINE_PREFIX_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "base/siphash.h"
+#include "base/status.h"
+#include "model/seq.h"
+
+enum {
+    QW_OWNER_BYTES = 32,
+    QW_PREFIX_WORTH = 8
+};
+
+typedef struct qw_prefix qw_prefix;
+typedef struct qw_prefix_node qw_prefix_node;
+
+typedef struct qw_prefix_options {
+    qw_seq_pool *pool;         /* borrows */
+    qw_sip_key key;
+    uint32_t n_remembered_max; /* nodes without a page, one for each owner among them */
+    uint32_t n_pinned_max;     /* pins at the same time */
+    uint32_t n_snapshots_max;  /* slots of the pool that snapshots may take; 0 for models without recurrent state */
+    double us_per_token;       /* what computing a token of a prompt takes */
+} qw_prefix_options;
+
+qw_status qw_prefix_create(const qw_prefix_options *o, qw_prefix **out, qw_err *err) QW_MUST_CHECK;
+void qw_prefix_destroy(qw_prefix *c); /* after everything was unpinned; drops all pages and snapshots */
+
+/* The owner's tree: pasts are shared among requests of one owner and never beyond. Valid while it is pinned or not empty. */
+qw_prefix_node *qw_prefix_root(qw_prefix *c, const uint8_t owner[QW_OWNER_BYTES], int64_t now_us);
+
+/* Why less than the common past can be continued. */
+typedef enum qw_prefix_miss {
+    QW_MISS_NONE = 0,  /* nothing to be had was missed */
+    QW_MISS_UNKNOWN,   /* no such past was ever computed (or it was forgotten long ago) */
+    QW_MISS_EVICTED,   /* its pages were given up */
+    QW_MISS_SNAPSHOT   /* there is no snapshot where the tokens part */
+} qw_prefix_miss;
+
+typedef struct qw_prefix_match {
+    qw_prefix_node *node; /* holds position n_tokens - 1; the root when n_tokens is 0 */
+    uint32_t n_known;     /* tokens that some earlier past has in common with these */
+    uint32_t n_tokens;    /* of them that can be continued: at most n - 1, one is always computed */
+    uint32_t snapshot;    /* the slot to continue from, or QW_NO_SLOT */
+    qw_prefix_miss miss;
+} qw_prefix_match;
+
+/* What a past of n >= 1 tokens shares with the tree. Changes nothing. */
+void qw_prefix_find(const qw_prefix *c, const qw_prefix_node *root, const int32_t *tokens, size_t n, qw_prefix_match *out);
+/* Puts seq where the match ends and marks the way there as used now. Returns the deepest full node on it, pinned. */
+qw_prefix_node *qw_prefix_continue(qw_prefix *c, const qw_prefix_match *m, const int32_t *tokens, qw_seq *seq,
+                                   int64_t now_us);
+
+/* A snapshot that waits for the page under it to be added. */
+typedef struct qw_prefix_snap {
+    uint32_t at;   /* 1..QW_KV_TILE: after so many tokens of the page */
+    uint32_t slot; /* taken from the pool, holds the state */
+} qw_prefix_snap;
+
+/* Adds the page number i of seq, whose n_tokens tokens were computed on top of the pinned node `tip` (at a page's border).
+ * Takes the snapshots. A full page: moves the pin and returns the new tip, and seq's page is swapped for an equal one that
+ * was there already. A page that is not full can only be the last one: the pin stays. */
+qw_prefix_node *qw_prefix_add(qw_prefix *c, qw_prefix_node *tip, const int32_t *tokens, uint32_t n_tokens, qw_seq *seq,
+                              uint32_t i, const qw_prefix_snap *snaps, size_t n_snaps, int64_t now_us);
+void qw_prefix_unpin(qw_prefix *c, qw_prefix_node *tip);
+
+/* Gives pages up until n are free in the pool; false when what is pinned does not allow it. */
+bool qw_prefix_free_pages(qw_prefix *c, uint32_t n);
+/* A slot for one more snapshot, another one given up for it if it has to be; QW_NO_SLOT when all wait to be added. Goes back
+ * with qw_prefix_add or qw_prefix_drop_slot. */
+uint32_t qw_prefix_take_slot(qw_prefix *c);
+void qw_prefix_drop_slot(qw_prefix *c, uint32_t slot);
+
+typedef struct qw_prefix_counts {
+    uint32_t n_pages, n_snapshots, n_remembered, n_roots;
+    uint64_t pages_evicted, snapshots_evicted;
+} qw_prefix_counts;
+void qw_prefix_get_counts(const qw_prefix *c, qw_prefix_counts *out);
+/* Compares every link and count with what it should be; for tests. */
+void qw_prefix_check(const qw_prefix *c);
+
+#endif

@@ -108,7 +108,7 @@ typedef struct qw_moe {
 } qw_moe;
 
 /* One row's experts, from the router's product: expert, weight [n_used], ascending by number. logits [n_experts] are used up. */
-void qw_moe_route(const qw_moe *w, float *logits, uint32_t *expert, float *weight);
+void qw_moe_route(const qw_kernels *kernels, const qw_moe *w, float *logits, uint32_t *expert, float *weight);
 
 /* Where one row of a batch stands in its sequence's state. */
 typedef struct qw_kv_row {

@@ -1,15 +1,15 @@
 /* route.c: which experts a row goes to: the same for every way of computing them. Pure; any thread. Source: transformers,
  * modeling_qwen3_moe (Qwen3MoeTopKRouter).
  */
-#include <math.h>
-
 #include "backend/backend.h"
 
-void qw_moe_route(const qw_moe *w, float *logits, uint32_t *expert, float *weight)
+void qw_moe_route(const qw_kernels *kernels, const qw_moe *w, float *logits, uint32_t *expert, float *weight)
 {
     float *p = logits, most = p[0], sum = 0, kept = 0;
     for (size_t e = 1; e < w->n_experts; e++) most = p[e] > most ? p[e] : most;
-    for (size_t e = 0; e < w->n_experts; e++) sum += p[e] = expf(p[e] - most);
+    for (size_t e = 0; e < w->n_experts; e++) p[e] -= most;
+    kernels->exp(p, w->n_experts);
+    for (size_t e = 0; e < w->n_experts; e++) sum += p[e];
     for (size_t e = 0; e < w->n_experts; e++) p[e] /= sum;
     for (size_t i = 0; i < w->n_used; i++) {
         size_t best = 0;

@@ -1,10 +1,10 @@
 /* steps.c: see steps.h. */
 #include "backend/steps.h"
 
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend/gates.h"
 #include "base/mem.h"
 
 enum { EXPERTS_USED_MAX = 64 }; /* src/model/hparams.c takes no more */
@@ -43,7 +43,8 @@ qw_status qw_steps_create(const qw_cpu_sizes *sizes, qw_input_fn *input, void *c
     qw_status status;
     *out = NULL;
     QW_TRY(qw_alloc(&s, 1, sizeof *s, "blocks in steps", err));
-    *s = (qw_steps){.input = input, .ctx = ctx, .sizes = *sizes, .n_scratch = divide(sizes, NULL, &unused)};
+    *s = (qw_steps){.input = input, .ctx = ctx, .kernels = qw_kernels_get(qw_cpu_isa()), .sizes = *sizes,
+                    .n_scratch = divide(sizes, NULL, &unused)};
     QW_TRY_GOTO(qw_alloc(&s->scratch, s->n_scratch, sizeof *s->scratch, "blocks in steps", err));
     *out = s;
     return QW_OK;
@@ -80,12 +81,12 @@ void qw_steps_swiglu(qw_steps *s, qw_backend *be, const float *n, size_t ld_n, s
 /* ---- experts ------------------------------------------------------------------------------------ */
 
 /* p [n_experts]: the router's product, then each expert's weight in the row, 0 for those not chosen. */
-static void route(const qw_moe *w, float *p)
+static void route(const qw_steps *s, const qw_moe *w, float *p)
 {
     uint32_t expert[EXPERTS_USED_MAX];
     float weight[EXPERTS_USED_MAX];
     QW_ASSERT(w->n_used <= EXPERTS_USED_MAX);
-    qw_moe_route(w, p, expert, weight);
+    qw_moe_route(s->kernels, w, p, expert, weight);
     memset(p, 0, w->n_experts * sizeof *p);
     for (size_t i = 0; i < w->n_used; i++) p[expert[i]] = weight[i];
 }
@@ -123,11 +124,14 @@ static void run_shared(qw_steps *s, qw_backend *be, const moe_scratch *m, const 
     const qw_swiglu shared = {.gate = w->shared_gate, .up = w->shared_up, .down = w->shared_down, .gate_out = w->gate_out,
                               .up_out = w->up_out};
     const qw_linear scale = {.w = w->shared_scale, .out = m->scale, .ld = 1};
-    if (w->shared_scale) qw_steps_linear(s, be, n, ld_n, n_rows, &scale, 1);
+    if (w->shared_scale) {
+        qw_steps_linear(s, be, n, ld_n, n_rows, &scale, 1);
+        qw_sigmoid(s->kernels, m->scale, n_rows);
+    }
     memset(m->out, 0, n_rows * h * sizeof *m->out);
     qw_steps_swiglu(s, be, n, ld_n, n_rows, &shared, m->out, h);
     for (size_t r = 0; r < n_rows; r++) {
-        float weight = w->shared_scale ? 1.0f / (1.0f + expf(-m->scale[r])) : 1.0f;
+        float weight = w->shared_scale ? m->scale[r] : 1.0f;
         for (size_t j = 0; j < h; j++) x[r * ld_x + j] += weight * m->out[r * h + j];
     }
 }
@@ -141,7 +145,7 @@ void qw_steps_moe(qw_steps *s, qw_backend *be, const float *n, size_t ld_n, size
     divide(&s->sizes, s->scratch, &m);
     const qw_linear router = {.w = w->router, .out = m.weight, .ld = w->n_experts};
     qw_steps_linear(s, be, n, ld_n, n_rows, &router, 1);
-    for (size_t r = 0; r < n_rows; r++) route(w, m.weight + r * w->n_experts);
+    for (size_t r = 0; r < n_rows; r++) route(s, w, m.weight + r * w->n_experts);
     for (size_t e = 0; e < w->n_experts; e++) run_expert(s, be, &m, n, ld_n, n_rows, w, e, x, ld_x);
     if (w->shared_down) run_shared(s, be, &m, n, ld_n, n_rows, w, x, ld_x);
 }

@@ -15,6 +15,7 @@ typedef void qw_input_fn(void *ctx, const qw_weight *w, size_t stacked, const fl
 typedef struct qw_steps {
     qw_input_fn *input;
     void *ctx;
+    const qw_kernels *kernels;
     qw_cpu_sizes sizes; /* the largest batch and block of experts */
     float *scratch;     /* [n_scratch], owns */
     size_t n_scratch;

@@ -156,9 +156,10 @@ typedef struct qw_kernels {
     void (*rms_norm)(const float *x, const float *w, size_t k, float eps, float *out);
     void (*add)(float *x, const float *y, size_t n); /* x += y */
     void (*add_scaled)(float *x, const float *y, float scale, size_t n); /* x = fma(scale, y, x) */
+    void (*exp)(float *x, size_t n); /* x = exp(x), as exp_const.h has it */
     /* out = silu(gate) * up, silu(g) = g / (1 + exp(-g)); out may be gate. */
     void (*silu_mul)(const float *gate, const float *up, size_t n, float *out);
-    /* out = x * sigmoid(gate), sigmoid(g) = 1 / (1 + exp(-g)); out may be x. */
+    /* out = x * sigmoid(gate), sigmoid(g) = 1 / (1 + exp(-g)); out may be x, gate or both. */
     void (*sigmoid_mul)(const float *x, const float *gate, size_t n, float *out);
     /* One step of a depthwise convolution over time: out = silu(sum over taps j of w[j] * u[j]), u: n_taps pointers to n
      * floats, w [n_taps, ld_w]; the first product is rounded, the others are fma in order of j. n_taps >= 1. */

@@ -13,6 +13,7 @@
 
 #include "inputs.h"
 #include "kernels/attn_layout.h"
+#include "kernels/ref/float_ref.h"
 #include "kernels/ref/fma_ref.h"
 
 static const double U = 0x1p-24; /* unit roundoff of float */
@@ -161,6 +162,17 @@ static void check_gate(ca_ctx *ctx, const char *name, gate_fn *ref, gate_fn *fn,
     ref(a, b, n, want);
     fn(a, b, n, out.data);
     ca_expect_same(ctx, out.data, want, n, name, n);
+    if (!gate_first) { /* over the gate, and both the same */
+        float *over = malloc(n * sizeof *over);
+        memcpy(over, g, n * sizeof *over);
+        fn(a, over, n, over);
+        ca_expect_same(ctx, over, want, n, "sigmoid_mul over its gate", n);
+        memcpy(over, g, n * sizeof *over);
+        ref(g, g, n, out.data);
+        fn(over, over, n, over);
+        ca_expect_same(ctx, over, out.data, n, "sigmoid_mul of one vector", n);
+        free(over);
+    }
     fn(a, b, n, a);
     ca_expect_same(ctx, a, want, n, name, n);
     ca_check(ctx, ca_buf_intact(&out), "%s, n %zu: wrote outside", name, n);
@@ -168,6 +180,27 @@ static void check_gate(ca_ctx *ctx, const char *name, gate_fn *ref, gate_fn *fn,
     ca_buf_free(&out);
     ca_input_free(&gate);
     ca_input_free(&other);
+}
+
+/* The slot against the function that the sweep of check_exp holds to account. */
+static void check_exp_slot(ca_ctx *ctx, size_t n)
+{
+    static const float edges[] = {0.0f, -0.0f, 1e-40f, 88.0f, -87.0f, -88.0f, 89.0f, 1e38f, -1e38f, INFINITY, -INFINITY, NAN};
+    ca_input x = ca_input_normal(ctx, n, n % 2 ? 4.0f : 40.0f);
+    float *in = x.data, *want = calloc(n, sizeof *want);
+    for (size_t i = 0; i < n; i += 5) in[i] = edges[ca_rand_below(ctx, sizeof edges / sizeof edges[0])];
+    ca_buf out = ca_buf_new(n * sizeof(float), 4 * (n % 16));
+    memcpy(out.data, in, n * sizeof *in);
+    memcpy(want, in, n * sizeof *in);
+    ctx->ref->exp(want, n);
+    ctx->t->exp(out.data, n);
+    ca_expect_same(ctx, out.data, want, n, "exp", n);
+    for (size_t i = 0; i < n; i++) want[i] = qw_ref_exp(in[i]);
+    ca_expect_same(ctx, out.data, want, n, "exp of the reference", n);
+    ca_check(ctx, ca_buf_intact(&out), "exp, n %zu: wrote outside", n);
+    free(want);
+    ca_buf_free(&out);
+    ca_input_free(&x);
 }
 
 static void check_rope(ca_ctx *ctx, size_t n)
@@ -226,50 +259,43 @@ static void check_dequantize_row(ca_ctx *ctx, qw_type type)
 
 /* ---- the exponential, seen through the slots ------------------------------------------------------- */
 
-/* One attention call computes exp() of 63 numbers: head size 64, score of key i = x[i], values the unit
- * matrix, key 63 with the score 0 as the maximum; so o = p. Scores must be <= 0. x, p [64], x[63] = 0 */
-static void exp_of(const qw_kernels *t, const float x[QW_KV_TILE], float p[QW_KV_TILE])
-{
-    static float k[QW_KV_TILE * QW_KV_TILE], v[QW_KV_TILE * QW_KV_TILE], q[QW_KV_TILE];
-    float m = -INFINITY, s = 0.0f;
-    uint32_t n_keys = QW_KV_TILE;
-    memcpy(k, x, QW_KV_TILE * sizeof *x);
-    q[0] = 1.0f;
-    for (size_t i = 0; i < QW_KV_TILE; i++) v[i * QW_KV_TILE + i] = 1.0f;
-    memset(p, 0, QW_KV_TILE * sizeof *p);
-    t->attn_f32(k, v, QW_KV_TILE, q, 1, &n_keys, &m, &s, p);
-}
-
+/* The slot against double over both signs: its error, and that no result is a subnormal. */
 static void check_exp(ca_ctx *ctx)
 {
-    const uint32_t last = 0x42c80000; /* -100.0 without its sign; normal numbers from -2^-60 on */
+    enum { N = 4096 };
+    static float x[N], p[N];
+    const uint32_t last = 0x42c80000; /* 100.0; from 2^-60 on */
     double worst = 0, worst_at = 0;
     int broken = 0;
     for (uint32_t bits = 0x21800000; bits < last;) {
-        float x[QW_KV_TILE] = {0}, p[QW_KV_TILE];
-        for (size_t i = 0; i < QW_KV_TILE - 1; i++, bits += 3001) x[i] = -f32_of(bits);
-        exp_of(ctx->t, x, p);
-        for (size_t i = 0; i < QW_KV_TILE - 1; i++) {
+        for (size_t i = 0; i < N; i += 2, bits += 3001) {
+            x[i] = f32_of(bits);
+            x[i + 1] = -x[i];
+        }
+        memcpy(p, x, sizeof p);
+        ctx->t->exp(p, N);
+        for (size_t i = 0; i < N; i++) {
             double exact = exp((double)x[i]);
             int e;
             frexp(exact, &e);
             double ulps = fabs((double)p[i] - exact) / ldexp(1.0, e - 24);
-            if (x[i] >= -87.336f && ulps > worst) {
+            if (x[i] >= -87.336f && x[i] <= 88.722f && ulps > worst) {
                 worst = ulps;
                 worst_at = (double)x[i];
             }
-            if (p[i] != 0.0f && p[i] < 0x1p-126f) broken++;     /* a subnormal */
+            if (p[i] != 0.0f && p[i] < 0x1p-126f) broken++; /* a subnormal */
             if (x[i] < -87.3365f && p[i] != 0.0f) broken++;
+            if (x[i] > 88.723f && !isinf(p[i])) broken++;
         }
     }
     ca_check(ctx, worst <= 0.9, "exp: error %g ulp at %a", worst, worst_at);
-    ca_check(ctx, broken == 0, "exp: %d small results are not 0", broken);
+    ca_check(ctx, broken == 0, "exp: %d results beyond its range are neither 0 nor infinity", broken);
 
-    float x[QW_KV_TILE] = {-INFINITY, -0.0f, -1e30f, -FLT_MAX, -0x1p-149f}, p[QW_KV_TILE];
-    exp_of(ctx->t, x, p);
-    ca_check(ctx, p[0] == 0 && p[1] == 1 && p[2] == 0 && p[3] == 0 && p[4] == 1 && p[63] == 1,
-             "exp at the edges: %g %g %g %g %g %g", (double)p[0], (double)p[1], (double)p[2], (double)p[3],
-             (double)p[4], (double)p[63]);
+    float edge[8] = {-INFINITY, -0.0f, -1e30f, -FLT_MAX, -0x1p-149f, 0.0f, INFINITY, NAN};
+    ctx->t->exp(edge, 8);
+    ca_check(ctx, edge[0] == 0 && edge[1] == 1 && edge[2] == 0 && edge[3] == 0 && edge[4] == 1 && edge[5] == 1 &&
+             isinf(edge[6]) && isnan(edge[7]), "exp at the edges: %g %g %g %g %g %g %g %g", (double)edge[0], (double)edge[1],
+             (double)edge[2], (double)edge[3], (double)edge[4], (double)edge[5], (double)edge[6], (double)edge[7]);
 }
 
 /* silu over both signs against double: exp, 1 + e, division and product round once each. */
@@ -352,6 +378,7 @@ void check_float(ca_ctx *ctx)
         check_add(ctx, n);
         check_gate(ctx, "silu_mul", ctx->ref->silu_mul, ctx->t->silu_mul, true, n);
         check_gate(ctx, "sigmoid_mul", ctx->ref->sigmoid_mul, ctx->t->sigmoid_mul, false, n);
+        check_exp_slot(ctx, n);
         check_rope(ctx, n);
     }
     for (int type = 0; type < QW_TYPE_LIMIT; type++) check_dequantize_row(ctx, (qw_type)type);
@@ -378,6 +405,13 @@ static void run_rms_norm(const qw_kernels *t, size_t k, size_t unused)
 {
     (void)unused;
     t->rms_norm(bench_x, bench_y, k, 1e-6f, bench_out);
+}
+
+static void run_exp(const qw_kernels *t, size_t n, size_t unused)
+{
+    (void)unused;
+    memcpy(bench_out, bench_x, n * sizeof *bench_out);
+    t->exp(bench_out, n);
 }
 
 static void run_silu_mul(const qw_kernels *t, size_t n, size_t unused)
@@ -441,6 +475,7 @@ static const struct bench_case {
     {"dot_f32 k=896 cols=4", run_dot, 896, 4, 4 * 896, "GFMA/s"},
     {"dot_f32 k=4864 cols=16", run_dot, 4864, 16, 16 * 4864, "GFMA/s"},
     {"rms_norm k=896", run_rms_norm, 896, 0, 896, "Gelem/s"},
+    {"exp n=128", run_exp, 128, 0, 128, "Gelem/s"},
     {"silu_mul n=4864", run_silu_mul, 4864, 0, 4864, "Gelem/s"},
     {"sigmoid_mul n=4096", run_sigmoid_mul, 4096, 0, 4096, "Gelem/s"},
     {"conv_silu n=128 taps=4", run_conv_silu, 128, 4, 128, "Gelem/s"},

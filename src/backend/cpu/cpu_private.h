@@ -20,10 +20,11 @@ typedef struct qw_cpu_moe {
     uint32_t *expert;  /* [n_rows_max, n_used], ascending in a row */
     uint32_t *pair;    /* [n_rows_max, n_used]: number of that pair */
     uint32_t *row;     /* [pairs] */
+    float *share;      /* [pairs]: the expert's weight in the row */
     uint32_t *first;   /* [n_experts + 1]: the expert's first pair */
     uint32_t *active;  /* [n_experts]: experts with pairs */
     float *mid;        /* [pairs, ffn]: gate times up */
-    float *y;          /* [pairs, hidden] */
+    float *sum;        /* [n_rows_max, hidden] */
     float *shared;     /* [n_rows_max, hidden] */
     uint8_t *in[QW_ACT_COUNT], *act_mid[QW_ACT_COUNT]; /* [pairs] records of the inputs of gate and up, and of down */
     uint8_t *arena;    /* owns all of them; NULL: the model has no experts */

@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "backend/cpu/cpu_private.h"
+#include "backend/gates.h"
 
 enum {
     TAPS_MAX = 8,
@@ -163,24 +164,24 @@ static void l2_norm(const qw_kernels *kernels, float *x, size_t n, float scale)
     for (size_t i = 0; i < n; i++) x[i] *= by;
 }
 
-static float softplus(float x)
-{
-    return x > 20.0f ? x : log1pf(expf(x));
-}
-
-static float sigmoid(float x)
-{
-    return 1.0f / (1.0f + expf(-x));
-}
-
 /* at: the value head's place in the rows of alpha and beta */
 static void find_gates(const delta_args *a, block *b, size_t v_head, size_t at)
 {
     const qw_delta *d = a->d;
+    const qw_kernels *kernels = a->cpu->kernels;
+    float g[BLOCK_ROWS], beta[BLOCK_ROWS];
     for (size_t i = 0; i < b->n; i++) {
         size_t from = b->row[i] * a->in->ld_gates + at;
-        b->gates[2 * i] = expf(d->a[v_head] * softplus(a->in->alpha[from] + d->dt[v_head]));
-        b->gates[2 * i + 1] = sigmoid(a->in->beta[from]);
+        g[i] = a->in->alpha[from] + d->dt[v_head];
+        beta[i] = a->in->beta[from];
+    }
+    qw_softplus(kernels, g, b->n);
+    for (size_t i = 0; i < b->n; i++) g[i] *= d->a[v_head];
+    kernels->exp(g, b->n);
+    qw_sigmoid(kernels, beta, b->n);
+    for (size_t i = 0; i < b->n; i++) {
+        b->gates[2 * i] = g[i];
+        b->gates[2 * i + 1] = beta[i];
     }
 }
 

@@ -5,6 +5,12 @@
 #include <string.h>
 
 #include "backend/cpu/cpu_private.h"
+#include "backend/gates.h"
+
+enum {
+    STREAMS_MAX = 16, /* src/model/hparams.c takes no more */
+    CHANNELS = 512    /* of a row, in one piece */
+};
 
 typedef struct hyper_args {
     qw_cpu *cpu;
@@ -22,20 +28,14 @@ static void run_rows(hyper_args *a, qw_pool_fn *fn)
         qw_pool_run(a->cpu->pool, (int64_t)a->n_rows, 1 + (int64_t)a->n_rows / (4 * a->cpu->n_threads), fn, a);
 }
 
-static float sigmoid(float x)
-{
-    return 1.0f / (1.0f + expf(-x));
-}
-
 static void gate_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     hyper_args *a = ctx;
-    float streams = (float)a->n_streams;
-    for (size_t i = (size_t)begin * a->k; i < (size_t)end * a->k; i++) {
-        float v = a->x[i] / streams;
-        a->x[i] = v * sigmoid(v);
-    }
+    float *x = a->x + (size_t)begin * a->k, streams = (float)a->n_streams;
+    size_t n = (size_t)(end - begin) * a->k;
+    for (size_t i = 0; i < n; i++) x[i] /= streams;
+    a->cpu->kernels->sigmoid_mul(x, x, n, x);
 }
 
 void qw_cpu_hyper_gate(qw_backend *be, float *x, size_t n_rows, size_t k, uint32_t n_streams)
@@ -44,22 +44,25 @@ void qw_cpu_hyper_gate(qw_backend *be, float *x, size_t n_rows, size_t k, uint32
     run_rows(&a, gate_rows);
 }
 
-/* a: the normed streams, b: the logits of their mix */
+/* Channels [at, at + n) of row r. a: the normed streams, b: the logits of their mix */
+static void mix_piece(const hyper_args *a, size_t r, size_t at, size_t n)
+{
+    const qw_kernels *kernels = a->cpu->kernels;
+    float part[CHANNELS], *out = a->x + r * a->k + at, streams = (float)a->n_streams;
+    for (uint32_t s = 0; s < a->n_streams; s++) {
+        size_t from = (r * a->n_streams + s) * a->k + at;
+        kernels->sigmoid_mul(a->a + from, a->b + from, n, s == 0 ? out : part);
+        if (s > 0) kernels->add(out, part, n);
+    }
+    for (size_t i = 0; i < n; i++) out[i] /= streams;
+}
+
 static void mix_rows(void *ctx, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
-    hyper_args *a = ctx;
-    size_t k = a->k, wide = k * a->n_streams;
-    float streams = (float)a->n_streams;
-    for (size_t r = (size_t)begin; r < (size_t)end; r++) {
-        float *out = a->x + r * k;
-        a->cpu->kernels->sigmoid_mul(a->a + r * wide, a->b + r * wide, k, out);
-        for (uint32_t s = 1; s < a->n_streams; s++) {
-            const float *x = a->a + r * wide + s * k, *mix = a->b + r * wide + s * k;
-            for (size_t i = 0; i < k; i++) out[i] += x[i] * sigmoid(mix[i]);
-        }
-        for (size_t i = 0; i < k; i++) out[i] /= streams;
-    }
+    const hyper_args *a = ctx;
+    for (size_t r = (size_t)begin; r < (size_t)end; r++)
+        for (size_t at = 0; at < a->k; at += CHANNELS) mix_piece(a, r, at, a->k - at < CHANNELS ? a->k - at : CHANNELS);
 }
 
 void qw_cpu_hyper_mix(qw_backend *be, const float *x, const float *mix, size_t n_rows, size_t k, uint32_t n_streams,
@@ -76,9 +79,11 @@ static void inject_rows(void *ctx, int64_t begin, int64_t end, int thread)
     hyper_args *a = ctx;
     for (size_t r = (size_t)begin; r < (size_t)end; r++) {
         const float *y = a->a + r * a->k;
+        float share[STREAMS_MAX];
+        for (uint32_t s = 0; s < a->n_streams; s++) share[s] = a->b[r * a->n_streams + s] / (float)a->n_streams;
+        qw_sigmoid(a->cpu->kernels, share, a->n_streams);
         for (uint32_t s = 0; s < a->n_streams; s++) {
-            float *x = a->x + (r * a->n_streams + s) * a->k;
-            float by = 2.0f * sigmoid(a->b[r * a->n_streams + s] / (float)a->n_streams);
+            float *x = a->x + (r * a->n_streams + s) * a->k, by = 2.0f * share[s];
             for (size_t i = 0; i < a->k; i++) x[i] += by * y[i];
         }
     }
@@ -88,6 +93,7 @@ void qw_cpu_hyper_inject(qw_backend *be, float *x, const float *y, const float *
                          uint32_t n_streams)
 {
     hyper_args a = {.cpu = (qw_cpu *)be, .a = y, .b = inject, .x = x, .n_rows = n_rows, .k = k, .n_streams = n_streams};
+    QW_ASSERT(n_streams <= STREAMS_MAX);
     run_rows(&a, inject_rows);
 }
 
@@ -99,13 +105,18 @@ static void ple_gate_rows(void *ctx, int64_t begin, int64_t end, int thread)
     float by = sqrtf((float)a->k);
     for (size_t r = (size_t)begin; r < (size_t)end; r++) {
         const float *value = a->c + r * a->k;
+        float gate[STREAMS_MAX];
         for (uint32_t s = 0; s < a->n_streams; s++) {
             size_t at = (r * a->n_streams + s) * a->k;
             float dot;
             a->cpu->kernels->dot_f32(a->a + at, a->k, a->b + at, a->k, 1, &dot, 1);
             dot /= by;
-            float root = copysignf(sqrtf(fmaxf(fabsf(dot), 1e-6f)), dot), gate = dot == 0 ? 0.5f : sigmoid(root);
-            for (size_t i = 0; i < a->k; i++) a->x[at + i] = gate * value[i];
+            gate[s] = dot == 0 ? 0.0f : copysignf(sqrtf(fmaxf(fabsf(dot), 1e-6f)), dot);
+        }
+        qw_sigmoid(a->cpu->kernels, gate, a->n_streams);
+        for (uint32_t s = 0; s < a->n_streams; s++) {
+            float *x = a->x + (r * a->n_streams + s) * a->k;
+            for (size_t i = 0; i < a->k; i++) x[i] = gate[s] * value[i];
         }
     }
 }
@@ -115,12 +126,13 @@ void qw_cpu_ple_gate(qw_backend *be, const float *key, const float *query, const
 {
     hyper_args a = {.cpu = (qw_cpu *)be, .a = key, .b = query, .c = value, .x = out, .n_rows = n_rows, .k = k,
                     .n_streams = n_streams};
+    QW_ASSERT(n_streams <= STREAMS_MAX);
     run_rows(&a, ple_gate_rows);
 }
 
 /* ---- the short convolution ----------------------------------------------------------------------- */
 
-enum { TAPS_MAX = 8, CHANNELS = 512 /* of an item */ };
+enum { TAPS_MAX = 8 };
 
 typedef struct conv_args {
     qw_cpu *cpu;

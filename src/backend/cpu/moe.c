@@ -1,17 +1,17 @@
 /* moe.c: feed-forward blocks of experts of the CPU backend.
  *
  * Rows are routed, and the pairs of a row and an expert are put in the order of the experts, so that an expert's rows lie
- * together: one product for each expert, cut into chunks of weight rows that threads take from all experts alike. Few rows
- * read only the experts they chose; many rows read each once.
+ * together: one product for each expert, cut into chunks of weight rows. Few rows read only the experts they chose; many rows
+ * read each once. The way down, a thread takes the same chunk of all experts, one after the other: their sums are its own.
  *
- *     route -> gather records -> gate, up, silu -> quantise -> down -> weighted sums
+ *     route -> gather records -> gate, up, silu -> quantise -> down and its weighted sums
  *
  * Source: transformers, modeling_qwen3_moe and modeling_qwen2_moe. A pair's result depends on its own row alone.
  */
-#include <math.h>
 #include <string.h>
 
 #include "backend/cpu/cpu_private.h"
+#include "backend/gates.h"
 
 enum {
     CHUNK_GROUPS = 8,  /* of 16 weight rows: what a thread takes at a time */
@@ -57,10 +57,11 @@ size_t qw_cpu_moe_divide(const qw_cpu_sizes *s, qw_cpu_moe *m)
         {&m->expert, pairs * sizeof(uint32_t)},
         {&m->pair, pairs * sizeof(uint32_t)},
         {&m->row, pairs * sizeof(uint32_t)},
+        {&m->share, pairs * sizeof(float)},
         {&m->first, (s->n_experts + 1) * sizeof(uint32_t)},
         {&m->active, s->n_experts * sizeof(uint32_t)},
         {&m->mid, pairs * s->expert_ffn * sizeof(float)},
-        {&m->y, pairs * s->hidden * sizeof(float)},
+        {&m->sum, rows * s->hidden * sizeof(float)},
         {&m->shared, rows * s->hidden * sizeof(float)},
     };
     for (size_t i = 0; i < sizeof pieces / sizeof *pieces; i++) {
@@ -86,7 +87,8 @@ static void route_rows(void *ctx, int64_t begin, int64_t end, int thread)
     const moe_run *a = ctx;
     const qw_cpu_moe *m = &a->cpu->moe;
     for (size_t r = (size_t)begin; r < (size_t)end; r++)
-        qw_moe_route(a->w, m->logits + r * a->w->n_experts, m->expert + r * a->w->n_used, m->weight + r * a->w->n_used);
+        qw_moe_route(a->cpu->kernels, a->w, m->logits + r * a->w->n_experts, m->expert + r * a->w->n_used,
+                     m->weight + r * a->w->n_used);
 }
 
 /* Numbers the pairs by expert, then by row. */
@@ -105,6 +107,7 @@ static void sort_pairs(moe_run *a)
         uint32_t at = m->first[m->expert[i]]++;
         m->pair[i] = at;
         m->row[at] = (uint32_t)(i / a->w->n_used);
+        m->share[at] = m->weight[i];
     }
     for (size_t e = n_experts; e > 0; e--) m->first[e] = m->first[e - 1]; /* back to where they began */
     m->first[0] = 0;
@@ -155,12 +158,12 @@ static size_t n_chunks(const qw_weight *w)
     return (w->rows + CHUNK_ROWS - 1) / CHUNK_ROWS;
 }
 
-static chunk chunk_of(const moe_run *a, size_t item)
+/* Number `piece` of the expert's. */
+static chunk chunk_of(const moe_run *a, size_t expert, size_t piece)
 {
-    const qw_cpu_moe *m = &a->cpu->moe;
-    size_t per_expert = n_chunks(a->stack), e = m->active[item / per_expert];
-    chunk c = {.expert = e, .row0 = item % per_expert * CHUNK_ROWS, .pair0 = m->first[e],
-               .n_pairs = m->first[e + 1] - m->first[e]};
+    const uint32_t *first = a->cpu->moe.first;
+    chunk c = {.expert = expert, .row0 = piece * CHUNK_ROWS, .pair0 = first[expert],
+               .n_pairs = first[expert + 1] - first[expert]};
     c.n = a->stack->rows - c.row0 < CHUNK_ROWS ? a->stack->rows - c.row0 : CHUNK_ROWS;
     return c;
 }
@@ -195,8 +198,9 @@ static void gate_items(void *ctx, int64_t begin, int64_t end, int thread)
     const moe_run *a = ctx;
     const qw_cpu_moe *m = &a->cpu->moe;
     float *gate = qw_cpu_scratch(a->cpu, thread), *up = gate + BLOCK_COLUMNS * CHUNK_ROWS, *row = up + BLOCK_COLUMNS * CHUNK_ROWS;
+    size_t per_expert = n_chunks(a->stack);
     for (int64_t item = begin; item < end; item++) {
-        chunk c = chunk_of(a, (size_t)item);
+        chunk c = chunk_of(a, m->active[(size_t)item / per_expert], (size_t)item % per_expert);
         for (size_t i0 = c.pair0, i1, stop = c.pair0 + c.n_pairs; i0 < stop; i0 = i1) {
             i1 = stop - i0 < BLOCK_COLUMNS ? stop : i0 + BLOCK_COLUMNS;
             if (a->packed) {
@@ -214,43 +218,39 @@ static void gate_items(void *ctx, int64_t begin, int64_t end, int thread)
     }
 }
 
+/* Adds the chunk's results to the sums of its rows. */
+static void down_chunk(const moe_run *a, chunk c, int thread)
+{
+    const qw_cpu_moe *m = &a->cpu->moe;
+    float *part = qw_cpu_scratch(a->cpu, thread), *row = part + BLOCK_COLUMNS * CHUNK_ROWS;
+    for (size_t i0 = c.pair0, i1, stop = c.pair0 + c.n_pairs; i0 < stop; i0 = i1) {
+        i1 = stop - i0 < BLOCK_COLUMNS ? stop : i0 + BLOCK_COLUMNS;
+        if (a->packed)
+            packed_block(a, a->stack, c, m->act_mid, i0, i1, part);
+        else
+            float_block(a, a->stack, c, m->mid, a->stack->k, NULL, i0, i1, thread, row, part);
+        for (size_t i = i0; i < i1; i++)
+            a->cpu->kernels->add_scaled(m->sum + m->row[i] * a->stack->rows + c.row0, part + (i - i0) * CHUNK_ROWS,
+                                        m->share[i], c.n);
+    }
+}
+
+/* A row takes its experts in the order of their numbers, then the shared one; the sum is added to x. */
 static void down_items(void *ctx, int64_t begin, int64_t end, int thread)
 {
     const moe_run *a = ctx;
     const qw_cpu_moe *m = &a->cpu->moe;
-    float *part = qw_cpu_scratch(a->cpu, thread), *row = part + BLOCK_COLUMNS * CHUNK_ROWS;
-    for (int64_t item = begin; item < end; item++) {
-        chunk c = chunk_of(a, (size_t)item);
-        for (size_t i0 = c.pair0, i1, stop = c.pair0 + c.n_pairs; i0 < stop; i0 = i1) {
-            i1 = stop - i0 < BLOCK_COLUMNS ? stop : i0 + BLOCK_COLUMNS;
-            if (a->packed)
-                packed_block(a, a->stack, c, m->act_mid, i0, i1, part);
-            else
-                float_block(a, a->stack, c, m->mid, a->stack->k, NULL, i0, i1, thread, row, part);
-            for (size_t i = i0; i < i1; i++)
-                memcpy(m->y + i * a->stack->rows + c.row0, part + (i - i0) * CHUNK_ROWS, c.n * sizeof *part);
-        }
-    }
-}
-
-/* ---- sums --------------------------------------------------------------------------------------- */
-
-/* The row's experts in the order of their numbers, then the shared one. */
-static void sum_rows(void *ctx, int64_t begin, int64_t end, int thread)
-{
-    const moe_run *a = ctx;
-    const qw_cpu_moe *m = &a->cpu->moe;
     const qw_kernels *kernels = a->cpu->kernels;
-    size_t n = a->w->n_used, h = a->w->down->rows;
-    float *sum = qw_cpu_scratch(a->cpu, thread); /* [h] */
-    for (size_t r = (size_t)begin; r < (size_t)end; r++) {
-        memset(sum, 0, h * sizeof *sum);
-        for (size_t i = r * n; i < (r + 1) * n; i++) kernels->add_scaled(sum, m->y + m->pair[i] * h, m->weight[i], h);
-        if (a->w->shared_down) {
-            float scale = a->w->shared_scale ? 1.0f / (1.0f + expf(-m->scale[r])) : 1.0f;
-            kernels->add_scaled(sum, m->shared + r * h, scale, h);
+    size_t h = a->stack->rows;
+    for (size_t piece = (size_t)begin; piece < (size_t)end; piece++) {
+        size_t at = piece * CHUNK_ROWS, n = h - at < CHUNK_ROWS ? h - at : CHUNK_ROWS;
+        for (size_t r = 0; r < a->n_rows; r++) memset(m->sum + r * h + at, 0, n * sizeof *m->sum);
+        for (size_t e = 0; e < a->n_active; e++) down_chunk(a, chunk_of(a, m->active[e], piece), thread);
+        for (size_t r = 0; r < a->n_rows; r++) {
+            float *sum = m->sum + r * h + at;
+            if (a->w->shared_down) kernels->add_scaled(sum, m->shared + r * h + at, a->w->shared_scale ? m->scale[r] : 1.0f, n);
+            kernels->add(a->x + r * a->ld_x + at, sum, n);
         }
-        kernels->add(a->x + r * a->ld_x, sum, h);
     }
 }
 
@@ -263,7 +263,10 @@ static void shared_expert(moe_run *a)
     qw_swiglu shared = {.gate = w->shared_gate, .up = w->shared_up, .down = w->shared_down, .gate_out = w->gate_out,
                         .up_out = w->up_out};
     qw_linear scale = {.w = w->shared_scale, .out = m->scale, .ld = 1};
-    if (w->shared_scale) be->ops->linear(be, a->n, a->ld_n, a->n_rows, &scale, 1);
+    if (w->shared_scale) {
+        be->ops->linear(be, a->n, a->ld_n, a->n_rows, &scale, 1);
+        qw_sigmoid(a->cpu->kernels, m->scale, a->n_rows);
+    }
     memset(m->shared, 0, a->n_rows * h * sizeof *m->shared);
     be->ops->swiglu(be, a->n, a->ld_n, a->n_rows, &shared, m->shared, h);
 }
@@ -294,6 +297,5 @@ void qw_cpu_moe_run(qw_backend *be, const float *n, size_t ld_n, size_t n_rows, 
     qw_pool_run(cpu->pool, (int64_t)(a.n_active * n_chunks(a.stack)), 1, gate_items, &a);
     a.stack = w->down;
     if (a.packed) run_rows(&a, a.n_pairs, quantize_mid);
-    qw_pool_run(cpu->pool, (int64_t)(a.n_active * n_chunks(a.stack)), 1, down_items, &a);
-    run_rows(&a, n_rows, sum_rows);
+    qw_pool_run(cpu->pool, (int64_t)n_chunks(a.stack), 1, down_items, &a);
 }

@@ -58,6 +58,17 @@ static void add_scaled_neon(float *x, const float *y, float scale, size_t n)
     for (; i < n; i++) x[i] = fmaf(scale, y[i], x[i]);
 }
 
+static void exp_slot_neon(float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) vst1q_f32(x + i, exp_neon(vld1q_f32(x + i)));
+    if (i == n) return;
+    float t[LANES] = {0};
+    memcpy(t, x + i, (n - i) * sizeof *t);
+    vst1q_f32(t, exp_neon(vld1q_f32(t)));
+    memcpy(x + i, t, (n - i) * sizeof *t);
+}
+
 static inline float32x4_t silu_mul(float32x4_t g, float32x4_t u)
 {
     return vmulq_f32(vdivq_f32(g, vaddq_f32(vdupq_n_f32(1.0f), exp_neon(vnegq_f32(g)))), u);
@@ -131,6 +142,7 @@ void qw_float_init_neon(qw_kernels *t)
     t->rms_norm = rms_norm_neon;
     t->add = add_neon;
     t->add_scaled = add_scaled_neon;
+    t->exp = exp_slot_neon;
     t->silu_mul = silu_mul_neon;
     t->sigmoid_mul = sigmoid_mul_neon;
     t->rope = rope_neon;

@@ -94,6 +94,11 @@ static void add_scaled_ref(float *x, const float *y, float scale, size_t n)
     for (size_t i = 0; i < n; i++) x[i] = qw_ref_fma(scale, y[i], x[i]);
 }
 
+static void exp_ref(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i++) x[i] = qw_ref_exp(x[i]);
+}
+
 static void silu_mul_ref(const float *gate, const float *up, size_t n, float *out)
 {
     for (size_t i = 0; i < n; i++) out[i] = gate[i] / (1.0f + qw_ref_exp(-gate[i])) * up[i];
@@ -121,6 +126,7 @@ void qw_float_init_ref(qw_kernels *t)
     t->rms_norm = rms_norm_ref;
     t->add = add_ref;
     t->add_scaled = add_scaled_ref;
+    t->exp = exp_ref;
     t->silu_mul = silu_mul_ref;
     t->sigmoid_mul = sigmoid_mul_ref;
     t->rope = rope_ref;

@@ -64,6 +64,17 @@ static void add_scaled_avx2(float *x, const float *y, float scale, size_t n)
     for (; i < n; i++) x[i] = fmaf(scale, y[i], x[i]);
 }
 
+static void exp_avx2(float *x, size_t n)
+{
+    size_t i = 0;
+    for (; i + LANES <= n; i += LANES) _mm256_storeu_ps(x + i, exp256(_mm256_loadu_ps(x + i)));
+    if (i == n) return;
+    float t[LANES] = {0};
+    memcpy(t, x + i, (n - i) * sizeof *t);
+    _mm256_storeu_ps(t, exp256(_mm256_loadu_ps(t)));
+    memcpy(x + i, t, (n - i) * sizeof *t);
+}
+
 static inline __m256 silu_mul(__m256 g, __m256 u)
 {
     __m256 e = exp256(_mm256_xor_ps(g, _mm256_set1_ps(-0.0f)));
@@ -142,6 +153,7 @@ void qw_float_init_avx2(qw_kernels *t)
     t->rms_norm = rms_norm_avx2;
     t->add = add_avx2;
     t->add_scaled = add_scaled_avx2;
+    t->exp = exp_avx2;
     t->silu_mul = silu_mul_avx2;
     t->sigmoid_mul = sigmoid_mul_avx2;
     t->rope = rope_avx2;

@@ -79,6 +79,14 @@ static void add_scaled_avx512(float *x, const float *y, float scale, size_t n)
     }
 }
 
+static void exp_avx512(float *x, size_t n)
+{
+    for (size_t i = 0; i < n; i += LANES) {
+        __mmask16 in = first_n(n - i);
+        _mm512_mask_storeu_ps(x + i, in, exp512(_mm512_maskz_loadu_ps(in, x + i)));
+    }
+}
+
 static void silu_mul_avx512(const float *gate, const float *up, size_t n, float *out)
 {
     const __m512 one = _mm512_set1_ps(1.0f), minus = _mm512_set1_ps(-0.0f);
@@ -120,6 +128,7 @@ void qw_float_init_avx512(qw_kernels *t)
     t->rms_norm = rms_norm_avx512;
     t->add = add_avx512;
     t->add_scaled = add_scaled_avx512;
+    t->exp = exp_avx512;
     t->silu_mul = silu_mul_avx512;
     t->sigmoid_mul = sigmoid_mul_avx512;
     t->rope = rope_avx512;

@@ -31,6 +31,7 @@ typedef struct qw_weight {
     size_t source_row;     /* that is row 0 here */
     size_t row_bytes;
     size_t stack_bytes;  /* from one matrix to the next */
+    const float *scales; /* [n_stacked]: what all numbers of a matrix are times, beside its blocks; borrows; NULL: 1 */
     qw_pack pack;        /* form of `packed`, or QW_PACK_NONE: computed on dequantised rows */
     const void *packed;  /* [n_stacked][ceil(rows / 16)] groups of qw_pack_group_bytes(); borrows */
 } qw_weight;
@@ -70,6 +71,7 @@ static inline qw_weight qw_weight_matrix(const qw_weight *w, size_t stacked)
     one.n_stacked = 1;
     if (w->data) one.data += stacked * w->stack_bytes;
     else one.source_row += stacked * (w->stack_bytes / w->row_bytes);
+    if (w->scales) one.scales += stacked;
     if (w->pack != QW_PACK_NONE) {
         size_t group_bytes = qw_pack_group_bytes(w->pack, w->k);
         one.packed = (const uint8_t *)w->packed + stacked * qw_weight_groups(w) * group_bytes;

@@ -1,6 +1,7 @@
 /* net.c: binding a model file to the blocks of its family. See net.h. */
 #include "model/net.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -52,11 +53,72 @@ static shape_text shape_of(const qw_tensor *t)
     return text;
 }
 
+static bool is_float_type(const qw_tensor *t)
+{
+    return t->type == QW_TYPE_F32 || t->type == QW_TYPE_F16 || t->type == QW_TYPE_BF16;
+}
+
+/* n floats that live as long as the network. */
+static float *new_vector(qw_binder *b, const char *name, size_t n)
+{
+    qw_net *net = b->net;
+    float *v;
+    if (qw_grow(&net->vectors, net->n_vectors, net->n_vectors + 1, sizeof *net->vectors, "tensors", NULL) != QW_OK ||
+        qw_alloc(&v, n, sizeof *v, name, NULL) != QW_OK) {
+        qw_faults_add(&b->faults, "%s: out of memory", name);
+        return NULL;
+    }
+    net->vectors[net->n_vectors++] = v;
+    net->n_params += n;
+    return v;
+}
+
+void qw_bind_vector(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, bool optional, const float **out)
+{
+    char name[64];
+    *out = NULL;
+    const qw_tensor *t = find(b, name_fmt, il, optional, name);
+    if (!t) return;
+    if (t->n_dims != 1 || t->ne[0] != n) {
+        qw_faults_add(&b->faults, "%s: want [%zu], file has %s", name, n, shape_of(t).s);
+        return;
+    }
+    if (!is_float_type(t)) {
+        qw_faults_add(&b->faults, "%s: want F32, F16 or BF16, file has %s", name, qw_type_get(t->type)->name);
+        return;
+    }
+    float *copy = new_vector(b, name, n);
+    if (copy) qw_dequantize_row(t->type, t->data, copy, n);
+    *out = copy;
+}
+
+/* Beside NAME.weight there may be NAME.scale, a factor for each of its n matrices: what NVFP4 has beyond its blocks. The
+ * NAME.input_scale that goes with it is for processors that multiply in four bits, and nothing here needs it. */
+static const float *bind_scales(qw_binder *b, const qw_tensor *t, size_t n)
+{
+    static const char end[] = ".weight";
+    const float *scales = NULL;
+    char name[64], unused[64];
+    int stem = (int)(strlen(t->name) - strlen(end));
+    QW_ASSERT(stem > 0 && strcmp(t->name + stem, end) == 0);
+    snprintf(name, sizeof name, "%.*s.input_scale", stem, t->name);
+    find(b, name, 0, true, unused);
+    snprintf(name, sizeof name, "%.*s.scale", stem, t->name);
+    qw_bind_vector(b, name, 0, n, true, &scales);
+    for (size_t i = 0; scales && i < n; i++) {
+        if (isfinite(scales[i])) continue;
+        qw_faults_add(&b->faults, "%s: number %zu is not finite", name, i);
+        break;
+    }
+    return scales;
+}
+
 static qw_weight weight_of(qw_binder *b, const qw_tensor *t, size_t n, size_t rows, size_t k)
 {
     size_t row_bytes = qw_type_row_bytes(t->type, k);
     qw_weight w = (qw_weight){.name = t->name, .type = t->type, .rows = rows, .k = k, .n_stacked = n, .data = t->data,
-                       .source = t->source, .row_bytes = row_bytes, .stack_bytes = rows * row_bytes};
+                       .source = t->source, .row_bytes = row_bytes, .stack_bytes = rows * row_bytes,
+                       .scales = bind_scales(b, t, n)};
     size_t source_bytes = qw_weight_source_bytes(&w, 1);
     if (source_bytes > b->net->source_bytes) b->net->source_bytes = source_bytes;
     return w;
@@ -105,26 +167,6 @@ void qw_each_of(qw_weight *const *all, size_t n, qw_net_weight_fn *fn, void *ctx
     }
 }
 
-static bool is_float_type(const qw_tensor *t)
-{
-    return t->type == QW_TYPE_F32 || t->type == QW_TYPE_F16 || t->type == QW_TYPE_BF16;
-}
-
-/* n floats that live as long as the network. */
-static float *new_vector(qw_binder *b, const char *name, size_t n)
-{
-    qw_net *net = b->net;
-    float *v;
-    if (qw_grow(&net->vectors, net->n_vectors, net->n_vectors + 1, sizeof *net->vectors, "tensors", NULL) != QW_OK ||
-        qw_alloc(&v, n, sizeof *v, name, NULL) != QW_OK) {
-        qw_faults_add(&b->faults, "%s: out of memory", name);
-        return NULL;
-    }
-    net->vectors[net->n_vectors++] = v;
-    net->n_params += n;
-    return v;
-}
-
 void qw_bind_turned(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows, size_t k, const float **out)
 {
     char name[64];
@@ -144,25 +186,6 @@ void qw_bind_turned(qw_binder *b, const char *name_fmt, uint32_t il, size_t rows
         for (size_t i = 0; i < k; i++) turned[i * rows + r] = row[i];
     }
     *out = turned;
-}
-
-void qw_bind_vector(qw_binder *b, const char *name_fmt, uint32_t il, size_t n, bool optional, const float **out)
-{
-    char name[64];
-    *out = NULL;
-    const qw_tensor *t = find(b, name_fmt, il, optional, name);
-    if (!t) return;
-    if (t->n_dims != 1 || t->ne[0] != n) {
-        qw_faults_add(&b->faults, "%s: want [%zu], file has %s", name, n, shape_of(t).s);
-        return;
-    }
-    if (!is_float_type(t)) {
-        qw_faults_add(&b->faults, "%s: want F32, F16 or BF16, file has %s", name, qw_type_get(t->type)->name);
-        return;
-    }
-    float *copy = new_vector(b, name, n);
-    if (copy) qw_dequantize_row(t->type, t->data, copy, n);
-    *out = copy;
 }
 
 /* ---- open ------------------------------------------------------------------------------------- */

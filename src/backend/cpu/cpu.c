@@ -87,6 +87,7 @@ static void embed_rows(void *ctx, int64_t begin, int64_t end, int thread)
     for (int64_t r = begin; r < end; r++) {
         const uint8_t *src = qw_cpu_row(a->cpu, a->weight, 0, (size_t)a->tokens[r], thread);
         a->kernels->dequantize_row(a->weight->type, src, a->out + (size_t)r * a->ld, a->weight->k);
+        qw_cpu_apply_scale(a->weight, 0, a->out + (size_t)r * a->ld, 1, a->weight->k, a->ld);
     }
 }
 

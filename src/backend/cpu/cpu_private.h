@@ -61,6 +61,13 @@ static inline const uint8_t *qw_cpu_row(const qw_cpu *cpu, const qw_weight *w, s
     return qw_weight_read(w, stacked, row, 1, cpu->made + (size_t)thread * cpu->made_bytes);
 }
 
+/* What was computed with matrix number `stacked` of w, [n_rows, n] with ld, times the matrix's own scale. */
+static inline void qw_cpu_apply_scale(const qw_weight *w, size_t stacked, float *out, size_t n_rows, size_t n, size_t ld)
+{
+    for (size_t r = 0; w->scales && r < n_rows; r++)
+        for (size_t i = 0; i < n; i++) out[r * ld + i] *= w->scales[stacked];
+}
+
 /* Bytes of scratch that products, attention, experts and delta-nets want for one thread. */
 size_t qw_cpu_linear_scratch(const qw_cpu_sizes *s);
 size_t qw_cpu_attention_scratch(const qw_cpu_sizes *s);

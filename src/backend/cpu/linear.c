@@ -88,9 +88,10 @@ static void quantize_input(linear_run *a, const qw_weight *const *weights, size_
 static void packed_block(const qw_cpu *cpu, const qw_weight *w, size_t g0, size_t g1, size_t c0, size_t c1, float *out)
 {
     const uint8_t *groups = (const uint8_t *)w->packed + g0 * qw_pack_group_bytes(w->pack, w->k);
+    size_t ld = QW_GROUP_ROWS * (g1 - g0);
     qw_act act = qw_pack_act(w->pack);
-    cpu->kernels->gemm[w->pack](groups, g1 - g0, w->k, cpu->act[act] + c0 * qw_act_bytes(act, w->k), c1 - c0, out,
-                                QW_GROUP_ROWS * (g1 - g0));
+    cpu->kernels->gemm[w->pack](groups, g1 - g0, w->k, cpu->act[act] + c0 * qw_act_bytes(act, w->k), c1 - c0, out, ld);
+    qw_cpu_apply_scale(w, 0, out, c1 - c0, ld, ld);
 }
 
 /* How many items a product of so many groups makes, and what one holds. */
@@ -185,6 +186,7 @@ static void float_piece(const linear_run *a, const qw_linear *p, piece at, int t
         for (size_t r = at.r0, r1; r < at.r1; r = r1) {
             r1 = min_size(at.r1, r + BLOCK_COLUMNS);
             a->cpu->kernels->dot_f32(row, w->k, a->x + r * a->ld_x, a->ld_x, r1 - r, sums, 1);
+            qw_cpu_apply_scale(w, 0, sums, 1, r1 - r, 0);
             for (size_t c = r; c < r1; c++) {
                 float *out = p->out + c * p->ld + i;
                 *out = p->add ? *out + sums[c - r] : sums[c - r];

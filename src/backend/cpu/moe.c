@@ -178,6 +178,7 @@ static void packed_block(const moe_run *a, const qw_weight *w, chunk c, uint8_t 
     qw_act act = qw_pack_act(w->pack);
     a->cpu->kernels->gemm[w->pack](groups, n_groups, w->k, records[act] + i0 * qw_act_bytes(act, w->k), i1 - i0, out,
                                    CHUNK_ROWS);
+    qw_cpu_apply_scale(w, c.expert, out, i1 - i0, c.n, CHUNK_ROWS);
 }
 
 /* The same in float: column i is row row_of[i] of x, or row i when row_of is NULL. */
@@ -191,6 +192,7 @@ static void float_block(const moe_run *a, const qw_weight *w, chunk c, const flo
             a->cpu->kernels->dot_f32(row, w->k, column, 0, 1, &out[(i - i0) * CHUNK_ROWS + j], 1);
         }
     }
+    qw_cpu_apply_scale(w, c.expert, out, i1 - i0, c.n, CHUNK_ROWS);
 }
 
 static void gate_items(void *ctx, int64_t begin, int64_t end, int thread)

@@ -70,6 +70,7 @@ def suites(b, python, model, isa):
         ("families, mutants", [python, "tests/parity/families.py", "--qw", qw, "--mutants"], False),
         ("quantize", [python, "tests/parity/quantize.py", "--qw", f"{b}/qw"], True),
         ("nvfp4 scales", [python, "tests/parity/nvfp4.py", "--qw", qw], True),
+        ("divergence", [python, "tests/parity/divergence.py", "--qw", qw], True),
         ("multi-token prediction", [python, "tests/parity/mtp.py", "--qw", qw, "build/families/qwen35-r1.gguf",
                                     "build/families/qwen35-r2.gguf"], False),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),

@@ -84,6 +84,16 @@ void qw_cli_put_visible(FILE *file, qw_text text)
     }
 }
 
+void qw_cli_print_notes(const char *notes)
+{
+    for (const char *end; *notes != '\0'; notes = end + 1) {
+        end = strchr(notes, '\n');
+        fputs("qw: note: ", stderr);
+        qw_cli_put_visible(stderr, (qw_text){notes, (size_t)(end - notes)});
+        fputc('\n', stderr);
+    }
+}
+
 void qw_cli_put_text(qw_text text)
 {
     static int is_terminal = -1;

@@ -206,6 +206,8 @@ bool qw_cli_output_failed(void);
 void qw_cli_put_text(qw_text text);
 /* The same choice for a message of ours that repeats foreign text: always made visible. */
 void qw_cli_put_visible(FILE *file, qw_text text);
+/* Lines about a model (qw_gguf_note) on standard error, each as "qw: note: ...". */
+void qw_cli_print_notes(const char *notes);
 
 /* ---- interruption ----------------------------------------------------------------------------- */
 

@@ -94,16 +94,6 @@ static qw_status prepare(conversion *c, int n_threads, qw_err *err)
     return qw_alloc_aligned(&c->scratch, c->scratch_bytes * (size_t)qw_pool_threads(c->pool), "rows of tensors", err);
 }
 
-static void print_note(const char *note)
-{
-    for (const char *end; *note != '\0'; note = end + 1) {
-        end = strchr(note, '\n');
-        fputs("qw: note: ", stderr);
-        qw_cli_put_visible(stderr, (qw_text){note, (size_t)(end - note)});
-        fputc('\n', stderr);
-    }
-}
-
 static qw_status convert(conversion *c, const char *from, const char *to, const char *quantize, int n_threads, bool force,
                          qw_err *err)
 {
@@ -115,7 +105,7 @@ static qw_status convert(conversion *c, const char *from, const char *to, const 
         return qw_fail(err, QW_E_ARG, "%s: exists already; --force replaces it", to);
     QW_TRY(qw_gguf_options_parse(quantize, &options, err));
     QW_TRY(qw_gguf_open_as(from, &options, &c->view, err));
-    print_note(qw_gguf_note(c->view));
+    qw_cli_print_notes(qw_gguf_note(c->view));
     QW_TRY(prepare(c, n_threads, err));
     QW_TRY(qw_gguf_writer_create(&w, err));
     QW_TRY_GOTO(make_header(c->view, w, err));

@@ -26,6 +26,8 @@ from gguf import GGMLQuantizationType as T
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
 
+from folders import Folder
+
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 FIXTURE = os.path.join(ROOT, "tests", "fixtures", "quant_types.json")
 # Mixes and their general.file_type.
@@ -306,12 +308,10 @@ def check_refusals(run, source, rng):
     del floats
 
 
-def check_interruption(run, rng):
+def check_interruption(run, source):
     """Ctrl-C in the middle: exit 1, no file and no piece of one."""
-    folder = f"{run.folder}/interrupted"
+    folder = f"{source}-interrupted"
     os.mkdir(folder)
-    source = f"{run.folder}/80.gguf"
-    make_model(source, "80 layers", rng)
     process = subprocess.Popen([*run.qw, "quantize", source, f"{folder}/out.gguf", "Q5_K_M", "-t", "1"],
                                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
@@ -320,7 +320,7 @@ def check_interruption(run, rng):
     process.send_signal(signal.SIGINT)
     said = process.communicate(timeout=60)[1]
     run.check(process.returncode == 1 and "interrupted" in said and not os.listdir(folder),
-              f"interrupted: exit {process.returncode}, {said!r}, left {os.listdir(folder)}")
+              f"{source} interrupted: exit {process.returncode}, {said!r}, left {os.listdir(folder)}")
 
 
 def check_imatrix(run):
@@ -397,7 +397,10 @@ def main():
                     check_mix(run, name, mix, source, floats)
                 check_importances(run, source, floats, means)
         check_refusals(run, source, rng)
-        check_interruption(run, rng)
+        make_model(f"{folder}/80.gguf", "80 layers", rng)
+        check_interruption(run, f"{folder}/80.gguf")
+        Folder(rng, "qwen3", hidden=1024, layers=60).write(f"{folder}/60 layers")
+        check_interruption(run, f"{folder}/60 layers")
         check_imatrix(run)
     print(f"{run.passed} passed, {run.failed} failed")
     return 1 if run.failed else 0

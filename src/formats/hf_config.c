@@ -350,6 +350,16 @@ qw_status hf_read_eos(qw_json o, uint64_t out[2], size_t *n, qw_err *err)
     return QW_OK;
 }
 
+/* Of a reranker: the labels of its two scores. */
+static int yes_label(qw_json top)
+{
+    const json_t *labels = qw_json_get(top, "id2label");
+    const char *first = json_string_value(json_object_get(labels, "0")), *second = json_string_value(json_object_get(labels, "1"));
+    if (first == NULL || second == NULL || json_object_size(labels) != 2) return -1;
+    if (strcmp(first, "yes") == 0 && strcmp(second, "no") == 0) return 0;
+    return strcmp(first, "no") == 0 && strcmp(second, "yes") == 0 ? 1 : -1;
+}
+
 qw_status hf_config_read(qw_hf *hf, const json_t *root, hf_config *c, qw_err *err)
 {
     qw_json top = {.path = hf->config_path, .object = root}, o = sub_object(top, "text_config");
@@ -363,6 +373,7 @@ qw_status hf_config_read(qw_hf *hf, const json_t *root, hf_config *c, qw_err *er
     if (c->kind->hybrid) QW_TRY(read_delta(o, c, err));
     if (c->kind->streams) QW_TRY(read_streams(o, c, err));
     QW_TRY(read_quant(top, o, &c->quant, err));
+    c->yes_label = yes_label(top);
     QW_TRY(qw_json_bool(top, "tie_word_embeddings", false, &c->tied, err)); /* of the whole, also when nested */
     QW_TRY(hf_read_eos(o, c->eos, &c->n_eos, err));
     return c->n_eos > 0 ? QW_OK : hf_read_eos(top, c->eos, &c->n_eos, err);

@@ -99,6 +99,7 @@ typedef struct hf_config {
     uint64_t gram_layer, gram_size, heads_per_gram, gram_taps, gram_dim, gram_end; /* gram_size 0: no n-grams */
     bool *recurrent; /* [n_layers], of hybrids; hf_alloc */
     hf_quant quant;
+    int yes_label;   /* which of two labels is "yes" and the other "no": 0 or 1; -1: neither */
     uint64_t eos[2]; /* from config.json, where generation_config.json has none */
     size_t n_eos;
 } hf_config;
@@ -147,6 +148,11 @@ typedef struct hf_quant_parts {
     const qw_st_tensor *weight, *scales, *zeros, *g_idx;
 } hf_quant_parts;
 qw_status hf_matrix_fp8(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err) QW_MUST_CHECK;
+/* Rows [part * n, (part + 1) * n) of each matrix of a stack [matrices, n_parts * n, k]; scales [matrices, blocks down, blocks
+ * across]. Down, blocks begin anew with each part when there are as many as that makes: those came from matrices that were
+ * quantised one by one. */
+qw_status hf_matrix_fp8_fused(qw_hf *hf, const hf_quant *q, const qw_st_tensor *weight, const qw_st_tensor *scales,
+                              uint64_t part, uint64_t n_parts, hf_matrix *out, qw_err *err) QW_MUST_CHECK;
 qw_status hf_matrix_gptq(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err) QW_MUST_CHECK;
 qw_status hf_matrix_awq(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err) QW_MUST_CHECK;
 

@@ -1,6 +1,7 @@
 /* hf_quant.c: quantised matrices of Hugging Face folders, by the written definition of each format.
  *
  *   FP8   weight [N, K] in E4M3, weight_scale_inv [N / 128, K / 128]:       w = f8 * scale
+ *         or a stack of those: [E, N, K] and [E, N / 128, K / 128]
  *   GPTQ  qweight [K / 8, N], qzeros [G, N / 8], scales [G, N], g_idx [K]:  w = (q - (zero + 1)) * scale, group g_idx[k]
  *   AWQ   qweight [K, N / 8], qzeros [G, N / 8], scales [G, N]:             w = (q - zero) * scale, group k / size
  *
@@ -52,11 +53,15 @@ static float load_float(qw_type type, const uint8_t *p, uint64_t i)
 
 /* ---- FP8 ---------------------------------------------------------------------------------------- */
 
+/* Rows of one matrix, or the same rows of each of a stack. */
 typedef struct fp8 {
     qw_rows base;
-    const uint8_t *weight, *scales;
+    const uint8_t *weight, *scales; /* of the first row of the first matrix, and of its block */
     qw_type scale_type;
-    uint64_t k, block_rows, block_cols, scales_per_row;
+    uint64_t n, k;                  /* rows here of each matrix */
+    uint64_t in_block;              /* where in its block the first of them is */
+    uint64_t weight_step, scale_step; /* from one matrix to the next, in elements */
+    uint64_t block_rows, block_cols, scales_per_row;
     float values[256]; /* of every E4M3 number */
 } fp8;
 
@@ -77,31 +82,74 @@ static void make_fp8(const qw_rows *rows, uint64_t row0, size_t n, uint8_t *out,
     const fp8 *m = (const fp8 *)rows;
     float *to = (float *)(void *)out;
     for (size_t r = 0; r < n; r++, to += m->k) {
-        const uint8_t *from = m->weight + (row0 + r) * m->k;
-        uint64_t first = (row0 + r) / m->block_rows * m->scales_per_row;
+        uint64_t matrix = (row0 + r) / m->n, row = (row0 + r) % m->n;
+        const uint8_t *from = m->weight + matrix * m->weight_step + row * m->k;
+        uint64_t first = matrix * m->scale_step + (m->in_block + row) / m->block_rows * m->scales_per_row;
         for (uint64_t k = 0; k < m->k; k++)
             to[k] = m->values[from[k]] * load_float(m->scale_type, m->scales, first + k / m->block_cols);
     }
 }
 
-qw_status hf_matrix_fp8(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err)
+static uint64_t blocks(uint64_t n, uint64_t size)
+{
+    return (n + size - 1) / size;
+}
+
+/* The maker for a description without maker and values, of n_matrices. */
+static qw_status new_fp8(qw_hf *hf, const fp8 *d, uint64_t n_matrices, hf_matrix *out, qw_err *err)
 {
     fp8 *m;
-    hf_matrix scales;
+    QW_TRY(hf_alloc(hf, &m, 1, sizeof *m, err));
+    *m = *d;
+    m->base.make = make_fp8;
+    for (unsigned b = 0; b < 256; b++) m->values[b] = e4m3((uint8_t)b);
+    *out = (hf_matrix){.in = {.type = QW_TYPE_F32, .k = m->k, .make = &m->base}, .rows = n_matrices * m->n};
+    return QW_OK;
+}
+
+static qw_status check_fp8(const qw_hf *hf, const hf_quant *q, const qw_st_tensor *weight, qw_err *err)
+{
     if (q->method != HF_QUANT_FP8)
         return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' is FP8, but config.json has no quantization_config of fp8",
-                       hf_path_of(hf, p->weight), p->weight->name);
+                       hf_path_of(hf, weight), weight->name);
+    if (weight->n > 0) return QW_OK;
+    return qw_fail(err, QW_E_FORMAT, "%s: tensor '%s' is empty", hf_path_of(hf, weight), weight->name);
+}
+
+qw_status hf_matrix_fp8(qw_hf *hf, const hf_quant *q, const hf_quant_parts *p, hf_matrix *out, qw_err *err)
+{
+    hf_matrix scales;
+    QW_TRY(check_fp8(hf, q, p->weight, err));
     if (p->weight->n_dims != 2) return bad_shape(hf, p->weight, "two dimensions", err);
-    uint64_t n = p->weight->shape[0], k = p->weight->shape[1];
+    uint64_t n = p->weight->shape[0], k = p->weight->shape[1], across = blocks(k, q->block_cols);
     QW_TRY(hf_matrix_of(hf, p->scales, &scales, err));
-    uint64_t down = (n + q->block_rows - 1) / q->block_rows, across = (k + q->block_cols - 1) / q->block_cols;
-    if (!has_shape(p->scales, down, across)) return bad_shape(hf, p->scales, "one scale for each block of the weight", err);
-    QW_TRY(hf_alloc(hf, &m, 1, sizeof *m, err));
-    *m = (fp8){.base = {.make = make_fp8}, .weight = p->weight->data, .scales = scales.in.data, .scale_type = scales.in.type,
-               .k = k, .block_rows = q->block_rows, .block_cols = q->block_cols, .scales_per_row = across};
-    for (unsigned b = 0; b < 256; b++) m->values[b] = e4m3((uint8_t)b);
-    *out = (hf_matrix){.in = {.type = QW_TYPE_F32, .k = k, .make = &m->base}, .rows = n};
-    return QW_OK;
+    if (!has_shape(p->scales, blocks(n, q->block_rows), across))
+        return bad_shape(hf, p->scales, "one scale for each block of the weight", err);
+    const fp8 d = {.weight = p->weight->data, .scales = scales.in.data, .scale_type = scales.in.type, .n = n, .k = k,
+                   .block_rows = q->block_rows, .block_cols = q->block_cols, .scales_per_row = across};
+    return new_fp8(hf, &d, 1, out, err);
+}
+
+qw_status hf_matrix_fp8_fused(qw_hf *hf, const hf_quant *q, const qw_st_tensor *weight, const qw_st_tensor *scales,
+                              uint64_t part, uint64_t n_parts, hf_matrix *out, qw_err *err)
+{
+    hf_matrix s;
+    const uint64_t *shape = weight->shape;
+    QW_TRY(check_fp8(hf, q, weight, err));
+    QW_ASSERT(weight->n_dims == 3 && shape[1] % n_parts == 0);
+    QW_TRY(hf_matrix_of(hf, scales, &s, err));
+    uint64_t n = shape[1] / n_parts, across = blocks(shape[2], q->block_cols), row0 = part * n;
+    uint64_t own = blocks(n, q->block_rows), down = scales->n_dims == 3 ? scales->shape[1] : 0;
+    bool apart = down == n_parts * own; /* each part's blocks begin with it */
+    if (!(apart || down == blocks(shape[1], q->block_rows)) || scales->shape[0] != shape[0] || scales->shape[2] != across)
+        return bad_shape(hf, scales, "[experts, blocks of rows, blocks of columns] of the weight", err);
+    uint64_t block0 = apart ? part * own : row0 / q->block_rows;
+    const fp8 d = {.weight = weight->data + row0 * shape[2],
+                   .scales = s.in.data + block0 * across * qw_type_row_bytes(s.in.type, 1), .scale_type = s.in.type, .n = n,
+                   .k = shape[2], .in_block = apart ? 0 : row0 % q->block_rows, .weight_step = shape[1] * shape[2],
+                   .scale_step = down * across, .block_rows = q->block_rows, .block_cols = q->block_cols,
+                   .scales_per_row = across};
+    return new_fp8(hf, &d, shape[0], out, err);
 }
 
 /* ---- GPTQ and AWQ -------------------------------------------------------------------------------- */

@@ -34,8 +34,8 @@ qw_status hf_matrix_of(const qw_hf *hf, const qw_st_tensor *t, hf_matrix *out, q
         *out = (hf_matrix){.in = {.type = types[i].type, .k = k, .data = t->data}, .rows = t->n / k};
         return QW_OK;
     }
-    return qw_fail(err, QW_E_UNSUPPORTED, "%s: tensor '%s' is of type %s, which is not supported here", hf_path_of(hf, t),
-                   t->name, t->dtype->name);
+    return qw_fail(err, QW_E_UNSUPPORTED, "%s: tensor '%s' is of type %s, which is not supported here: want BF16, F16 or F32",
+                   hf_path_of(hf, t), t->name, t->dtype->name);
 }
 
 hf_matrix hf_matrix_part(const hf_matrix *m, uint64_t row0, uint64_t rows)

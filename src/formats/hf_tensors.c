@@ -15,6 +15,7 @@
 #include "formats/hf_private.h"
 
 enum { MTP_MAX = 16 };
+static const char score_name[] = "score.weight"; /* of models that transformers calls ...ForSequenceClassification */
 
 /* What is done to a tensor. */
 typedef enum op {
@@ -391,51 +392,68 @@ static qw_status map_separate(mapper *m, const char *prefix, size_t il, const ch
     return stack(m, experts, n, il, what);
 }
 
-/* A fused tensor [experts, a, b]. */
-static qw_status find_fused(mapper *m, const char *name, hf_matrix *out, uint64_t shape[2])
+/* One tensor [experts, a, b] for all experts, with its scales when it is FP8. */
+typedef struct fused {
+    const qw_st_tensor *weight, *scales;
+} fused;
+
+static qw_status find_fused(mapper *m, const char *name, fused *out)
 {
+    char scales[QW_ST_NAME_MAX + 1];
     const qw_st_tensor *t = hf_find(m->hf, name);
     if (t == NULL || t->n_dims != 3 || t->shape[0] != m->c->n_experts)
         return qw_fail(m->err, QW_E_FORMAT, "%s: tensor '%s' is missing or has not [%" PRIu64 ",...]",
                        t ? hf_path_of(m->hf, t) : m->hf->dir, name, m->c->n_experts);
-    shape[0] = t->shape[1];
-    shape[1] = t->shape[2];
-    return hf_matrix_of(m->hf, t, out, m->err);
+    *out = (fused){.weight = t};
+    if (!qw_st_is(t, "F8_E4M3")) return QW_OK;
+    join(scales, name, "_scale_inv");
+    out->scales = hf_find(m->hf, scales);
+    if (out->scales != NULL) return QW_OK;
+    return qw_fail(m->err, QW_E_FORMAT, "%s: tensor '%s' is FP8, and its scales '%s' are missing", hf_path_of(m->hf, t), name,
+                   scales);
+}
+
+/* Part `part` of n_parts that lie behind each other in every expert. turned: [experts, inputs, outputs]. */
+static qw_status put_fused(mapper *m, size_t il, const char *what, const fused *f, bool turned, uint64_t part,
+                           uint64_t n_parts, hf_matrix *experts)
+{
+    const uint64_t *shape = f->weight->shape, n = shape[0], rows = shape[turned ? 2 : 1] / n_parts;
+    hf_matrix all;
+    if (f->scales) {
+        QW_TRY(hf_matrix_fp8_fused(m->hf, &m->c->quant, f->weight, f->scales, part, n_parts, &all, m->err));
+        return put_stack(m, il, what, &all, n);
+    }
+    QW_TRY(hf_matrix_of(m->hf, f->weight, &all, m->err));
+    if (!turned && n_parts == 1) return put_stack(m, il, what, &all, n);
+    for (uint64_t e = 0; e < n; e++) {
+        hf_matrix one = hf_matrix_part(&all, e * shape[1], shape[1]);
+        if (!turned) experts[e] = hf_matrix_part(&one, part * rows, rows);
+        else QW_TRY(hf_matrix_turned(m->hf, &one, part * rows, shape[2], rows, shape[1], &experts[e], m->err));
+    }
+    return stack(m, experts, (size_t)n, il, what);
 }
 
 /* gate_up_proj [experts, 2 * ffn, hidden], gate rows first, and down_proj [experts, hidden, ffn]; or both transposed, which
  * their shapes tell: 2 * ffn and ffn cannot both be the hidden size. */
 static qw_status map_fused(mapper *m, const char *prefix, size_t il, hf_matrix *experts)
 {
-    const uint64_t n = m->c->n_experts, h = m->c->hidden, ffn = m->c->expert_ffn;
-    static const char *const halves[] = {"gate", "up"};
+    const uint64_t h = m->c->hidden, ffn = m->c->expert_ffn;
     char name[QW_ST_NAME_MAX + 1];
-    hf_matrix gate_up, down;
-    uint64_t a[2], b[2];
+    fused gate_up, down;
     join(name, prefix, "mlp.experts.gate_up_proj");
-    QW_TRY(find_fused(m, name, &gate_up, a));
+    QW_TRY(find_fused(m, name, &gate_up));
     join(name, prefix, "mlp.experts.down_proj");
-    QW_TRY(find_fused(m, name, &down, b));
+    QW_TRY(find_fused(m, name, &down));
+    const uint64_t *a = gate_up.weight->shape + 1, *b = down.weight->shape + 1;
     bool usual = a[0] == 2 * ffn && a[1] == h && b[0] == h && b[1] == ffn;
     bool turned = a[0] == h && a[1] == 2 * ffn && b[0] == ffn && b[1] == h;
-    if (!usual && !turned)
+    if (!usual && (!turned || gate_up.scales || down.scales))
         return qw_fail(m->err, QW_E_FORMAT, "%s: '%smlp.experts.*' are [%" PRIu64 ",%" PRIu64 "] and [%" PRIu64 ",%" PRIu64
-                       "]: want [%" PRIu64 ",%" PRIu64 "] and [%" PRIu64 ",%" PRIu64 "]", m->hf->dir, prefix, a[0], a[1], b[0],
-                       b[1], 2 * ffn, h, h, ffn);
-    for (uint64_t half = 0; half < 2; half++) {
-        for (uint64_t e = 0; e < n; e++) {
-            hf_matrix one = hf_matrix_part(&gate_up, e * a[0], a[0]);
-            if (usual) experts[e] = hf_matrix_part(&one, half * ffn, ffn);
-            else QW_TRY(hf_matrix_turned(m->hf, &one, half * ffn, 2 * ffn, ffn, h, &experts[e], m->err));
-        }
-        QW_TRY(stack(m, experts, (size_t)n, il, halves[half]));
-    }
-    if (usual) return put_stack(m, il, "down", &down, n);
-    for (uint64_t e = 0; e < n; e++) {
-        hf_matrix one = hf_matrix_part(&down, e * ffn, ffn);
-        QW_TRY(hf_matrix_turned(m->hf, &one, 0, h, h, ffn, &experts[e], m->err));
-    }
-    return stack(m, experts, (size_t)n, il, "down");
+                       "]%s: want [%" PRIu64 ",%" PRIu64 "] and [%" PRIu64 ",%" PRIu64 "]", m->hf->dir, prefix, a[0], a[1], b[0],
+                       b[1], turned ? " in FP8" : "", 2 * ffn, h, h, ffn);
+    QW_TRY(put_fused(m, il, "gate", &gate_up, turned, 0, 2, experts));
+    QW_TRY(put_fused(m, il, "up", &gate_up, turned, 1, 2, experts));
+    return put_fused(m, il, "down", &down, turned, 0, 1, experts);
 }
 
 static qw_status map_experts(mapper *m, const char *prefix, size_t il)
@@ -618,6 +636,32 @@ static qw_status map_mtp(mapper *m, size_t n_mtp)
     return QW_OK;
 }
 
+/* ---- the head of a reranker --------------------------------------------------------------------- */
+
+/* Where GGUF has two scores, yes and no, a folder may have one, that of yes against no: then no is 0, and the probability
+ * the same. Of two config.json says which is which. */
+static qw_status map_score(mapper *m)
+{
+    const uint64_t h = m->c->hidden;
+    hf_matrix x;
+    float *from = NULL, *to = NULL;
+    const qw_st_tensor *t = hf_find(m->hf, score_name);
+    if (t == NULL) return QW_OK;
+    if (t->n_dims != 2 || t->shape[1] != h || t->shape[0] < 1 || t->shape[0] > 2)
+        return qw_fail(m->err, QW_E_FORMAT, "%s: tensor '%s' is no head of a reranker: want [1,%" PRIu64 "] or [2,%" PRIu64 "]",
+                       hf_path_of(m->hf, t), t->name, h, h);
+    if (t->shape[0] == 2 && m->c->yes_label < 0)
+        return qw_fail(m->err, QW_E_FORMAT, "%s: \"id2label\" has to name the two scores of '%s' \"yes\" and \"no\"",
+                       m->hf->config_path, t->name);
+    QW_TRY(hf_matrix_of(m->hf, t, &x, m->err));
+    QW_TRY(load_floats(m, &x, &from));
+    QW_TRY(hf_alloc(m->hf, &to, 2 * h, sizeof *to, m->err));
+    size_t yes = t->shape[0] == 2 ? (size_t)m->c->yes_label : 0;
+    memcpy(to, from + yes * h, h * sizeof *to);
+    if (t->shape[0] == 2) memcpy(to + h, from + (1 - yes) * h, h * sizeof *to);
+    return put_floats(m, "cls.output.weight", to, 2, (uint64_t[]){h, 2});
+}
+
 /* ---- the whole ---------------------------------------------------------------------------------- */
 
 /* The head, unless it is the embedding: with tied embeddings a head in the folder is not used. */
@@ -635,8 +679,9 @@ static qw_status map_head(mapper *m, const char *prefix)
     }
     join(name, names[0], ".qweight");
     if (has(m->hf, name) && !m->c->tied) return map_matrix(m, &r, names[0], "output.weight");
-    if (!m->c->tied && prefix[0] != '\0') qw_faults_add(&m->faults, "tensor 'lm_head.weight' is missing");
-    return QW_OK; /* without any prefix: a model for embeddings, which has none */
+    bool none = prefix[0] == '\0' || has(m->hf, score_name); /* a model for embeddings or a reranker has none */
+    if (!m->c->tied && !none) qw_faults_add(&m->faults, "tensor 'lm_head.weight' is missing");
+    return QW_OK;
 }
 
 static qw_status map_ends(mapper *m, const char *prefix)
@@ -657,7 +702,8 @@ static qw_status map_ends(mapper *m, const char *prefix)
         join(name, prefix, "norm.weight");
         QW_TRY(map_small(m, &norm, name, "output_norm.weight"));
     }
-    return map_head(m, prefix);
+    QW_TRY(map_head(m, prefix));
+    return map_score(m);
 }
 
 static bool all_zero(const qw_st_tensor *t)

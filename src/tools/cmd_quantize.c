@@ -17,6 +17,7 @@
 #include "tools/importances.h"
 #include "tools/progress.h"
 #include "tools/quant_mix.h"
+#include "tools/reranker.h"
 
 enum {
     SLICE_ELEMENTS = 1 << 20, /* that a thread quantises between two looks at Ctrl-C */
@@ -175,6 +176,7 @@ static qw_status put_header(const quantize *q, qw_gguf_writer *w, qw_err *err)
 {
     for (size_t i = 0; i < qw_gguf_n_kv(q->in); i++)
         if (!is_replaced(qw_gguf_kv_key(q->in, i))) QW_TRY(qw_gguf_put_copy(w, q->in, i, err));
+    if (qw_gguf_find_tensor(q->in, QW_RERANKER_HEAD)) QW_TRY(qw_reranker_put_keys(q->in, w, err));
     QW_TRY(qw_gguf_put_u32(w, "general.file_type", q->mix->file_type, err));
     QW_TRY(qw_gguf_put_u32(w, "general.quantization_version", QUANTIZATION_VERSION, err));
     if (q->imatrix) {

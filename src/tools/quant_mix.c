@@ -131,7 +131,7 @@ static mix_part part_of(const char *name)
 static bool is_quantised(const qw_tensor *t)
 {
     static const char *const kept[] = {"_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "indexer.k_proj.weight",
-                                       "indexer.q_proj.weight"};
+                                       "indexer.q_proj.weight", "cls.output.weight"};
     static const char end[] = "weight";
     size_t n = strlen(t->name);
     bool is_matrix = t->ne[1] > 1 || t->ne[2] > 1 || t->ne[3] > 1;

@@ -6,8 +6,9 @@
 Makes tiny folders with numpy alone (safetensors is a length, a JSON header and bytes), for every architecture, layout of
 experts and quantised format, converts them with `qw convert`, reads the result with the `gguf` package and compares every
 key and every number with what numpy makes of the same tensors here. Then `qw logits` has to give the same bits for a folder
-and for its GGUF file, in both modes, and with --quant the same as the file converted with it. At the end each rule of the
-computation here is broken once: a comparison that does not notice is a failure.
+and for its GGUF file, in both modes, and with --quant the same as the file converted with it; `qw quantize` the same bytes;
+`qw rerank` the same score, however a reranker is stored. At the end each rule of the computation here is broken once: a
+comparison that does not notice is a failure.
 
 Prints one line for each failure and `N passed, M failed`.
 """
@@ -87,7 +88,7 @@ class Folder:
         self.heads, self.kv, self.hd = 4, 2, options.get("head_dim", 16 if not self.hybrid else 32)
         if model_type.startswith("qwen2"):
             self.hd = self.h // self.heads
-        self.ffn, self.xffn, self.sffn, self.experts, self.used = 96, 32, 48, options.get("experts", 5), 2
+        self.ffn, self.xffn, self.sffn, self.experts, self.used = 96, options.get("xffn", 32), 48, options.get("experts", 5), 2
         self.nk, self.r = options.get("key_heads", 2), options.get("ratio", 2)
         self.nv, self.kd, self.vd, self.taps = self.nk * self.r, 16, 32, 4
         self.shared = self.moe and model_type != "qwen3_moe" and options.get("shared", True)
@@ -110,13 +111,7 @@ class Folder:
         """A product that quantised folders store in their own way."""
         rng, quant = self.rng, self.quant
         if quant == "fp8":
-            bits = rng.integers(0, 256, (rows, k), dtype=np.uint8)
-            bits[(bits & 0x7f) == 0x7f] = 0x38
-            blocks = (-(-rows // 128), -(-k // 128))
-            self.tensors[name + ".weight"] = Tensor("F8_E4M3", bits)
-            scale = (rng.random(blocks) * 0.01 + 0.001).astype(np.float32)
-            self.tensors[name + ".weight_scale_inv"] = (Tensor("F32", scale) if self.o.get("scale") == "F32"
-                                                        else Tensor("BF16", to_bf16(scale)))
+            self.fp8(name + ".weight", (rows, k), (-(-rows // 128), -(-k // 128)))
         elif quant in ("gptq", "awq"):
             groups, word = k // self.group, lambda *s: rng.integers(-2**31, 2**31, s).astype(np.int32)
             zeros = word(groups, rows // 8)
@@ -133,6 +128,26 @@ class Folder:
                 self.tensors[name + ".bias"] = Tensor("F16", np.zeros(rows, np.float16)) # as some tools write it
         else:
             self.store(name + ".weight", rows, k)
+
+    def fp8(self, name, shape, blocks):
+        bits = self.rng.integers(0, 256, shape, dtype=np.uint8)
+        bits[(bits & 0x7f) == 0x7f] = 0x38
+        scale = (self.rng.random(blocks) * 0.01 + 0.001).astype(np.float32)
+        self.tensors[name] = Tensor("F8_E4M3", bits)
+        self.tensors[name + "_scale_inv"] = (Tensor("F32", scale) if self.o.get("scale") == "F32"
+                                             else Tensor("BF16", to_bf16(scale)))
+
+    def fused_experts(self, p):
+        """All experts in two tensors; of FP8 each half has blocks of its own, as when they were quantised one by one, or
+        blocks run across both."""
+        e, n = self.experts, self.xffn
+        if self.quant != "fp8":
+            self.store(p + "experts.gate_up_proj", e, 2 * n, self.h)
+            self.store(p + "experts.down_proj", e, self.h, n)
+            return
+        down = -(-2 * n // 128) if self.o.get("joint_blocks") else 2 * -(-n // 128)
+        self.fp8(p + "experts.gate_up_proj", (e, 2 * n, self.h), (e, down, -(-self.h // 128)))
+        self.fp8(p + "experts.down_proj", (e, self.h, n), (e, -(-self.h // 128), -(-n // 128)))
 
     def attention(self, p):
         gated = 2 if self.hybrid else 1
@@ -178,8 +193,7 @@ class Folder:
             for i in range(e):
                 self.mlp(f"{p}experts.{i}.", self.xffn)
         elif layout == "fused":
-            self.store(p + "experts.gate_up_proj", e, 2 * self.xffn, self.h)
-            self.store(p + "experts.down_proj", e, self.h, self.xffn)
+            self.fused_experts(p)
         else:
             self.store(p + "experts.gate_up_proj", e, self.h, 2 * self.xffn)
             self.store(p + "experts.down_proj", e, self.xffn, self.h)
@@ -201,8 +215,10 @@ class Folder:
         for i, kind in enumerate(self.types):
             self.layer(f"{self.prefix}layers.{i}.", kind == "linear_attention", self.dense_layer(i))
         self.store(self.prefix + "norm.weight", self.h)
-        if not self.tied or self.o.get("head_anyway"):
+        if (not self.tied and not self.o.get("score")) or self.o.get("head_anyway"):
             self.store("lm_head.weight", VOCAB, self.h)
+        if self.o.get("score"):
+            self.store("score.weight", 2 if self.o["score"] != ["LABEL_0"] else 1, self.h)
         for i in range(self.mtp):
             self.layer(f"mtp.layers.{i}.", False, not self.moe)
         if self.mtp:
@@ -217,7 +233,9 @@ class Folder:
     def config(self):
         c = {"model_type": self.type, "num_hidden_layers": self.layers, "hidden_size": self.h, "num_attention_heads": self.heads,
              "num_key_value_heads": self.kv, "max_position_embeddings": 4096, "intermediate_size": self.ffn, "rms_norm_eps": 1e-5,
-             "hidden_act": "silu", "tie_word_embeddings": self.tied, "eos_token_id": 258, "layer_types": self.types}
+             "hidden_act": "silu", "tie_word_embeddings": self.tied, "eos_token_id": FIRST + 1, "layer_types": self.types}
+        if "score" in self.o:
+            c.update(architectures=["Qwen3ForSequenceClassification"], id2label=dict(enumerate(self.o["score"])))
         if not self.qkv_bias:
             c["head_dim"] = self.hd
         rope = dict(self.o.get("rope", {"rope_theta": 5e5}))
@@ -282,6 +300,8 @@ class Folder:
 
 # ---- tokenizer ------------------------------------------------------------------------------------
 
+WORDS = ["he", "ye", "yes", "no"]  # what merges make, behind the letters
+FIRST = 256 + len(WORDS)  # id of the first added token
 ADDED = [("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True), ("<|fim_prefix|>", False), ("<think>", False)]
 
 
@@ -305,22 +325,22 @@ def words_regex(new):
 def tokens_of():
     """(text, GGUF type) of every row."""
     letters = byte_letters()
-    rows = [(x, 1) for x in letters] + [("he", 1)]
+    rows = [(x, 1) for x in letters + WORDS]
     rows += [(text, 3 if special or text.startswith("<|") else 4) for text, special in ADDED]
     return rows + [(f"[PAD{i}]", 5) for i in range(len(rows), VOCAB)]
 
 
 def write_text(path, new):
-    first = 257
+    first, merges = FIRST, [["h", "e"], ["y", "e"], ["ye", "s"], ["n", "o"]]
     text = {"added_tokens": [{"id": first + i, "content": t, "special": s} for i, (t, s) in enumerate(ADDED)],
             "normalizer": {"type": "NFC"},
             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [
                 {"type": "Split", "pattern": {"Regex": words_regex(new)}, "behavior": "Isolated"}, {"type": "ByteLevel"}]},
             "model": {"type": "BPE", "vocab": {t: i for i, (t, _) in enumerate(tokens_of()[:first])},
-                      "merges": [["h", "e"]] if new else ["h e"]}}
+                      "merges": merges if new else [" ".join(m) for m in merges]}}
     files = {"tokenizer.json": text, "tokenizer_config.json": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
                                                               "chat_template": "old {{ messages }}"},
-             "generation_config.json": {"eos_token_id": [259, 257]}}
+             "generation_config.json": {"eos_token_id": [FIRST + 2, FIRST]}}
     for name, value in files.items():
         with open(f"{path}/{name}", "w", encoding="utf-8") as file:
             json.dump(value, file)
@@ -380,6 +400,22 @@ class Expected:
             group, exact = np.arange(len(q)) // f.group, False
         w = (q.astype(np.int32) - z[group]).astype(np.float32) * scales[group]
         return (Q4_0 if exact else F32), np.ascontiguousarray(w.T)
+
+    def fused(self, name, n_parts):
+        """(type, parts of [experts, rows / n_parts, k]) of a tensor for all experts."""
+        bits = self.f.tensors[name]
+        if name + "_scale_inv" not in self.f.tensors:
+            kind, x = self.of(name)
+            return kind, np.split(x, n_parts, axis=1)
+        scale, n = self.f.tensors[name + "_scale_inv"].floats(), bits.array.shape[1] // n_parts
+        rows = np.arange(n_parts * n) // 128
+        if scale.shape[1] == n_parts * -(-n // 128) and self.rule("fp8 halves"):
+            rows = np.concatenate([i * -(-n // 128) + np.arange(n) // 128 for i in range(n_parts)])
+        if not self.rule("fp8 experts"):
+            scale = scale[::-1]
+        rows = np.minimum(rows, scale.shape[1] - 1)
+        columns = np.arange(bits.array.shape[2]) // 128
+        return F32, np.split(e4m3(bits.array) * scale[:, rows][:, :, columns], n_parts, axis=1)
 
     # -- the order of value heads
 
@@ -454,11 +490,13 @@ class Expected:
                     all_of[0], all_of[1] = all_of[1], all_of[0]
                 out[f"{b}ffn_{a}_exps.weight"] = all_of[0][0], np.stack([x for _, x in all_of])
         else:
-            kind, gate_up = self.of(p + "experts.gate_up_proj")
-            down = self.of(p + "experts.down_proj")[1]
             if layout == "turned":
-                gate_up, down = gate_up.transpose(0, 2, 1), down.transpose(0, 2, 1)
-            halves = [gate_up[:, :f.xffn], gate_up[:, f.xffn:]]
+                kind, gate_up = self.of(p + "experts.gate_up_proj")
+                halves = np.split(gate_up.transpose(0, 2, 1), 2, axis=1)
+                down = self.of(p + "experts.down_proj")[1].transpose(0, 2, 1)
+            else:
+                kind, halves = self.fused(p + "experts.gate_up_proj", 2)
+                down = self.fused(p + "experts.down_proj", 1)[1][0]
             if not self.rule("fused"):
                 halves.reverse()
             for a, x in zip(("gate", "up", "down"), (*halves, down)):
@@ -484,8 +522,15 @@ class Expected:
         f, out = self.f, self.out
         out["token_embd.weight"] = self.of(f.prefix + "embed_tokens.weight")
         self.put_norm("output_norm.weight", f.prefix + "norm.weight")
-        if not f.tied:
+        if not f.tied and not f.o.get("score"):
             out["output.weight"] = self.of("lm_head.weight")
+        if f.o.get("score"):
+            x = self.of("score.weight")[1]
+            if len(x) == 1:
+                x = np.concatenate([x, 0 * x])
+            elif f.o["score"][0] == "no" and self.rule("score order"):
+                x = x[::-1]
+            out["cls.output.weight"] = F32, x
         for i, kind in enumerate(f.types):
             self.layer(f"{f.prefix}layers.{i}.", i, kind == "linear_attention", f.dense_layer(i))
         for i in range(f.mtp):
@@ -540,10 +585,19 @@ def expected_keys(f, name):
     if f.o.get("text", True):
         t = "tokenizer.ggml."
         k.update({t + "model": "gpt2", t + "pre": "qwen35" if f.tiled else "qwen2", t + "tokens": [x for x, _ in tokens_of()],
-                  t + "token_type": [x for _, x in tokens_of()], t + "merges": ["h e"], t + "eos_token_id": 259,
-                  t + "eot_token_id": 257, t + "padding_token_id": 257, t + "add_bos_token": False,
+                  t + "token_type": [x for _, x in tokens_of()], t + "merges": ["h e", "y e", "ye s", "n o"],
+                  t + "eos_token_id": FIRST + 2, t + "eot_token_id": FIRST, t + "padding_token_id": FIRST, t + "add_bos_token": False,
                   "tokenizer.chat_template": "new {{ messages }}\n" if f.tiled else "old {{ messages }}"})
+    if f.o.get("score"):
+        k.update({f"{a}.pooling_type": 4, f"{a}.classifier.output_labels": ["yes", "no"], "tokenizer.chat_templates": ["rerank"],
+                  "tokenizer.chat_template.rerank": RERANK})
     return k
+
+
+RERANK = ("<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+          "provided. Note that the answer can only be \"yes\" or \"no\".<|im_end|>\n<|im_start|>user\n"
+          "<Instruct>: Given a web search query, retrieve relevant passages that answer the query\n<Query>: {query}\n"
+          "<Document>: {document}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
 
 # ---- comparison -------------------------------------------------------------------------------------
@@ -629,7 +683,19 @@ class Suite:
         if not folder.o.get("no_logits"):
             self.same_logits(name, "--exact of folder and file", self.logits(path, "--exact"), self.logits(out, "--exact"))
             self.same_logits(name, "of folder and file", self.logits(path), self.logits(out))
+        self.check_quantize(name, path, out)
         return tensors
+
+    def check_quantize(self, name, path, plain):
+        """The folder gives the same bytes as its file, on one thread or three."""
+        made = [f"{self.work}/quantised-{i}.gguf" for i in range(2)]
+        mix = ("Q4_K_M", "Q8_0", "IQ4_XS", "BF16")[len(name) % 4]
+        self.run("quantize", plain, made[0], mix, "--requantize", "--replace", "-t", "1")
+        self.run("quantize", path, made[1], mix, "--requantize", "--replace", "-t", "3")
+        same = len({open(m, "rb").read() for m in made if os.path.exists(m)}) == 1 and all(map(os.path.exists, made))
+        self.report(None if same else f"{name}: quantised to {mix}, folder and file are not the same bytes")
+        for m in filter(os.path.exists, made):
+            os.unlink(m)
 
     def check_quantised(self, name, kind):
         path, plain, out = (f"{self.work}/{name}{x}" for x in ("", ".gguf", f".{kind}.gguf"))
@@ -640,6 +706,48 @@ class Suite:
         self.report(None if changed > 10 else f"{name}: only {changed} tensors became {kind}")
         for model in (path, plain):
             self.same_logits(name, f"with --quant {kind}", self.logits(model, "--quant", kind), self.logits(out))
+
+    def score(self, model):
+        done = self.run("rerank", "-m", model, "--exact", "-q", "yes?", "he said no", "")
+        return [json.loads(line)["score"] for line in done.stdout.splitlines()]
+
+    def check_rerankers(self, rng):
+        """One reranker stored in every way: as a language model, with a head of two labels in either order, or of one."""
+        language = Folder(rng, "qwen3", "F32")
+        for name, t in language.tensors.items():  # so that what was read counts, and scores differ
+            t.array *= 8 if "o_proj" in name else 2 if "lm_head" in name else 1
+        language.write(f"{self.work}/language")
+        models, head = [f"{self.work}/language"], language.tensors.pop("lm_head.weight").array
+        yes, no = (head[256 + WORDS.index(x)] for x in ("yes", "no"))
+        for labels, rows in ((["yes", "no"], [yes, no]), (["no", "yes"], [no, yes]), (["LABEL_0"], [yes - no])):
+            language.o["score"] = labels
+            language.tensors["score.weight"] = Tensor("F32", np.stack(rows))
+            language.write(f"{self.work}/{'-'.join(labels)}")
+            models.append(f"{self.work}/{'-'.join(labels)}")
+        for folder, options in ((models[0], ["--rerank"]), (models[0], ["--rerank", "--quant", "q8_0"]), (models[2], [])):
+            models.append(f"{self.work}/reranker-{len(models)}.gguf")
+            self.run("convert", folder, models[-1], *options)
+        self.run("quantize", models[-1], f"{self.work}/reranker.gguf", "F16")
+        models.append(f"{self.work}/reranker.gguf")
+        scores = [self.score(m) for m in models]
+        want = scores[0]
+        self.report(None if len(want) == 2 and abs(want[0] - want[1]) > 1e-3 else f"rerank: {want} says nothing")
+        for model, score in zip(models, scores):
+            limit = 1e-2 if os.path.basename(model) in ("reranker-5.gguf", "reranker.gguf") else 1e-6  # Q8_0, F16
+            same = len(score) == 2 and max(abs(a - b) for a, b in zip(score, want)) < limit
+            self.report(None if same else f"rerank: {model} scores {score}, the language model {want}")
+        keys, tensors = read_gguf(models[4])
+        self.report(None if np.array_equal(tensors["cls.output.weight"][1], np.stack([yes, no])) else "rerank: the head is another")
+        self.report(None if keys.get("tokenizer.chat_template.rerank") == RERANK and keys.get("qwen3.pooling_type") == 4
+                    else "rerank: the keys are missing")
+        quantised = read_gguf(models[7])[1]["cls.output.weight"]
+        self.report(None if quantised[0] == F32 else "rerank: the head is quantised")
+        for labels, said in ((["a", "b"], "\"id2label\" has to name"), (["yes", "no", "perhaps"], "is no head of a reranker")):
+            language.o["score"] = labels
+            language.tensors["score.weight"] = Tensor("F32", np.stack([yes] * len(labels)))
+            language.write(f"{self.work}/{'-'.join(labels)}")
+            done = self.run("convert", f"{self.work}/{'-'.join(labels)}", f"{self.work}/none.gguf", fails=True)
+            self.report(None if done.returncode == 1 and said in done.stderr else f"rerank: {labels}: {done.stderr}")
 
     def check_broken(self, name, folder, tensors, rules):
         for rule in rules:
@@ -680,6 +788,13 @@ def cases(rng):
     yield "qwen3-fp8", f("qwen3", quant="fp8", hidden=192), ["fp8 blocks"]
     yield "qwen35-fp8", f("qwen3_5", quant="fp8", hidden=192, scale="F32", key_heads=3, ratio=2, mtp=1), ["fp8 blocks", *ORDERS]
     yield "qwen35moe-fp8", f("qwen3_5_moe", quant="fp8", hidden=192), ["fp8 blocks", "experts"]
+    yield "qwen3moe-fp8-fused", f("qwen3_moe", quant="fp8", hidden=192, layout="fused"), ["fp8 experts", "fp8 halves", "fused"]
+    yield "qwen3moe-fp8-odd", f("qwen3_moe", quant="fp8", hidden=192, layout="fused", xffn=160, scale="F32", experts=3), \
+        ["fp8 experts", "fp8 halves", "fused"]  # two blocks for each half, the second of 32 rows
+    yield "qwen35moe-fp8-joint", f("qwen3_5_moe", quant="fp8", hidden=192, layout="fused", xffn=160, joint_blocks=True), \
+        ["fp8 experts", "fused"]  # three blocks for both halves
+    yield "qwen3-score", f("qwen3", score=["no", "yes"]), ["score order"]
+    yield "qwen3-score-1", f("qwen3", tied=True, score=["LABEL_0"]), []
     yield "qwen2-gptq", f("qwen2", quant="gptq"), ["gptq zero"]
     yield "qwen3-gptq-v2", f("qwen3", quant="gptq", v1=False), []
     yield "qwen3-gptq-order", f("qwen3", quant="gptq", act_order=True), ["gptq zero", "gptq order"]
@@ -704,6 +819,7 @@ def main():
             suite.check_broken(name, folder, tensors, rules)
         for name, kind in (("qwen3", "q8_0"), ("qwen35-3", "q8_0"), ("qwen35moe", "q4_0"), ("qwen3-fp8", "q4_k")):
             suite.check_quantised(name, kind)
+        suite.check_rerankers(np.random.default_rng(args.seed + 1))
     print(f"{suite.passed} passed, {suite.failed} failed")
     sys.exit(1 if suite.failed else 0)
 

@@ -487,7 +487,7 @@ static void test_quantised_bad(void **state)
         {"qzeros", 2, 8, "I32", "mlp.up_proj.qzeros': the shape does not fit: want I32 [groups, outputs / 8]"},
         {"qzeros", 1, 8, "F32", "mlp.up_proj.qzeros': the shape does not fit"},
         {"scales", 1, 63, "F16", "mlp.up_proj.scales': the shape does not fit: want [groups, outputs]"},
-        {"scales", 1, 64, "I32", "mlp.up_proj.scales' is of type I32, which is not supported here"},
+        {"scales", 1, 64, "I32", "mlp.up_proj.scales' is of type I32, which is not supported here: want BF16, F16 or F32"},
         {"g_idx", 31, 0, "I32", "mlp.up_proj.g_idx': the shape does not fit: want I32 [inputs]"},
         {"g_idx", 32, 0, "I32", "mlp.up_proj.g_idx': element 0 is no group"},
     };
@@ -515,6 +515,73 @@ static void test_quantised_bad(void **state)
         put_folder(&f);
         refuse(&f, cases[i].want);
     }
+}
+
+/* qwen3_moe with fused experts in FP8: 3 of 64, [3, 128, 32] and [3, 32, 64], in blocks of 32 by 32. */
+static void make_fused(folder *f)
+{
+    make_good(f);
+    snprintf(f->config, sizeof f->config,
+             "{\"model_type\":\"qwen3_moe\",\"num_hidden_layers\":1,\"hidden_size\":32,\"num_attention_heads\":2,"
+             "\"num_key_value_heads\":1,\"head_dim\":16,\"moe_intermediate_size\":64,\"max_position_embeddings\":128,"
+             "\"num_experts\":3,\"num_experts_per_tok\":2,\"tie_word_embeddings\":true,"
+             "\"quantization_config\":{\"quant_method\":\"fp8\",\"weight_block_size\":[32,32]}}");
+    *find(f, "model.layers.0.mlp.gate_proj.weight") = (tensor){"model.layers.0.mlp.gate.weight", "F32", {3, 32, 0}};
+    *find(f, "model.layers.0.mlp.up_proj.weight") = (tensor){"model.layers.0.mlp.experts.gate_up_proj", "F8_E4M3", {3, 128, 32}};
+    *find(f, "model.layers.0.mlp.down_proj.weight") = (tensor){"model.layers.0.mlp.experts.down_proj", "F8_E4M3", {3, 32, 64}};
+    add(f, "model.layers.0.mlp.experts.gate_up_proj_scale_inv", 3, 4);
+    add(f, "model.layers.0.mlp.experts.down_proj_scale_inv", 3, 1);
+    find(f, "model.layers.0.mlp.experts.gate_up_proj_scale_inv")->shape[2] = 1;
+    find(f, "model.layers.0.mlp.experts.down_proj_scale_inv")->shape[2] = 2;
+}
+
+static void test_fused_fp8(void **state)
+{
+    (void)state;
+    static const char up[] = "model.layers.0.mlp.experts.gate_up_proj", scales[] = "model.layers.0.mlp.experts.gate_up_proj_scale_inv";
+    folder f;
+    qw_gguf *g = NULL;
+    qw_err err;
+    make_fused(&f);
+    put_folder(&f);
+    if (qw_gguf_open(f.path, &g, &err) != QW_OK) fail_msg("%s", err.text);
+    const qw_tensor *t = qw_gguf_find_tensor(g, "blk.0.ffn_up_exps.weight");
+    assert_true(t && t->type == QW_TYPE_F32 && t->source && t->ne[0] == 32 && t->ne[1] == 64 && t->ne[2] == 3);
+    qw_gguf_close(g);
+    static const struct {
+        uint64_t shape[3];
+        const char *dtype, *want;
+    } cases[] = {
+        {{3, 3, 1}, "F32", "gate_up_proj_scale_inv': the shape does not fit: want [experts, blocks of rows, blocks of columns]"},
+        {{2, 4, 1}, "F32", "gate_up_proj_scale_inv': the shape does not fit"},
+        {{3, 4, 2}, "F32", "gate_up_proj_scale_inv': the shape does not fit"},
+        {{3, 4, 0}, "F32", "gate_up_proj_scale_inv': the shape does not fit"},
+        {{3, 4, 1}, "I32", "gate_up_proj_scale_inv' is of type I32, which is not supported here"},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        make_fused(&f);
+        memcpy(find(&f, scales)->shape, cases[i].shape, sizeof cases[i].shape);
+        snprintf(find(&f, scales)->dtype, 12, "%s", cases[i].dtype);
+        put_folder(&f);
+        refuse(&f, cases[i].want);
+    }
+    make_fused(&f);
+    find(&f, scales)->name[0] = 'x';
+    put_folder(&f);
+    refuse(&f, "experts.gate_up_proj' is FP8, and its scales 'model.layers.0.mlp.experts.gate_up_proj_scale_inv' are missing");
+    make_fused(&f);
+    find(&f, up)->shape[1] = 32; /* transposed, and so is down */
+    find(&f, up)->shape[2] = 128;
+    find(&f, "model.layers.0.mlp.experts.down_proj")->shape[1] = 64;
+    find(&f, "model.layers.0.mlp.experts.down_proj")->shape[2] = 32;
+    put_folder(&f);
+    refuse(&f, "experts.*' are [32,128] and [64,32] in FP8: want [128,32] and [32,64]");
+    make_fused(&f);
+    char *method = strstr(f.config, "fp8");
+    memcpy(method, "awq", 3);
+    strcpy(strstr(f.config, "\"weight_block_size\""), "\"bits\":4,\"group_size\":32}}");
+    put_folder(&f);
+    refuse(&f, "experts.gate_up_proj' is FP8, but config.json has no quantization_config of fp8");
 }
 
 /* ---- several files ------------------------------------------------------------------------------ */
@@ -698,7 +765,8 @@ int main(void)
         cmocka_unit_test(test_safetensors_lengths), cmocka_unit_test(test_safetensors_long_name),
         cmocka_unit_test(test_safetensors_cut_and_flipped),
         cmocka_unit_test(test_folder_good), cmocka_unit_test(test_folder_without), cmocka_unit_test(test_config_bad),
-        cmocka_unit_test(test_tensors_bad), cmocka_unit_test(test_quantised_bad), cmocka_unit_test(test_index),
+        cmocka_unit_test(test_tensors_bad), cmocka_unit_test(test_quantised_bad), cmocka_unit_test(test_fused_fp8),
+        cmocka_unit_test(test_index),
         cmocka_unit_test(test_text_bad), cmocka_unit_test(test_rows_in_pieces), cmocka_unit_test(test_drop_pages),
         cmocka_unit_test(test_shrinks),
     };

@@ -64,6 +64,7 @@ typedef struct qw_model_info {
     uint32_t n_layers, hidden, n_heads, n_kv_heads, head_dim, ffn, n_vocab;
     uint32_t context_length;                     /* what the model was trained for, tokens */
     bool has_tokenizer, has_fim;
+    bool thinks, thinks_always; /* answers begin with thinking; and qw_chat_options cannot switch it off */
     bool chat_template_known; /* false with a chat_format: recognised by likeness, a warning is due */
 } qw_model_info;
 void qw_model_get_info(const qw_model *model, qw_model_info *out);
@@ -84,7 +85,9 @@ typedef struct qw_logit_bias {
     float bias; /* added to the logit, at most 1e6 either way; -100 or less bans the token */
 } qw_logit_bias;
 
-/* Order of work on the logits: bias, penalties, temperature, top-k, top-p, min-p, draw. */
+/* Order of work on the logits: bias, penalties, temperature, top-k, top-p, min-p, draw. A float that is NAN, and a top_k
+ * of QW_TOP_K_MODEL, stand for what the makers of the model recommend; qw_submit puts it in, as it depends on whether the
+ * answer begins with thinking (docs/chat.md). */
 typedef struct qw_sampling {
     float temperature;        /* 0: greedy */
     int32_t top_k;            /* 0: off */
@@ -100,6 +103,7 @@ typedef struct qw_sampling {
 } qw_sampling;
 
 enum {
+    QW_TOP_K_MODEL = -1,
     QW_LOGIT_BIAS_MAX = 300,
     QW_TOP_LOGPROBS_MAX = 20,
     QW_STOP_MAX = 16,           /* stop strings of a request */
@@ -132,9 +136,10 @@ typedef struct qw_request {
     const char *const *stop;    /* the answer ends before one of these texts */
     size_t n_stop;
     bool ignore_eos;            /* go on after the end token, for measurements */
+    bool one_call;              /* CHAT: the answer ends after its first tool call */
     void *user;                 /* comes back in every event */
 } qw_request;
-/* The model card's sampling defaults (0.7 / 0.8 / 20 and repetition 1.05 for Qwen2.5), random seed. */
+/* Sampling as the model's makers recommend, no log-probabilities, a random seed. */
 qw_request qw_request_default(const qw_model *model);
 
 /* Token ids of a request's prompt as qw_submit would queue them; free() *ids. */
@@ -177,20 +182,26 @@ qw_status qw_submit(qw_engine *engine, const qw_request *request, uint64_t *id, 
 /* Asks for the end of a request; its terminal event still comes (QW_FINISH_CANCELLED). Any thread. */
 void qw_cancel(qw_engine *engine, uint64_t id);
 
+/* Answers of CHAT requests are taken apart (docs/chat.md); those of other kinds are TEXT. Before DONE every BEGIN has
+ * had its END, with nothing but ARGUMENTS and warnings between. A client that wants calls whole looks at END alone. */
 typedef enum qw_event_type {
-    QW_EVENT_PROGRESS = 1, /* prefill: usage.prompt_tokens of them, usage.prefilled done */
-    QW_EVENT_TEXT,         /* a piece of the answer: whole characters, and the tokens behind it */
-    QW_EVENT_REASONING,    /* the same for thinking (models that think) */
-    QW_EVENT_TOOL_CALL,    /* one complete tool call (call is set) */
-    QW_EVENT_DONE,         /* terminal: finish, usage and timings are set */
-    QW_EVENT_ERROR         /* terminal: error is set; usage as far as it went */
+    QW_EVENT_PROGRESS = 1,   /* prefill: usage.prompt_tokens of them, usage.prefilled done */
+    QW_EVENT_TEXT,           /* a piece of the answer: whole characters */
+    QW_EVENT_REASONING,      /* a piece of the thinking before it */
+    QW_EVENT_CALL_BEGIN,     /* a tool call begins: call has its name */
+    QW_EVENT_CALL_ARGUMENTS, /* text: a piece of its arguments, which together are JSON text */
+    QW_EVENT_CALL_END,       /* call is whole; complete: its arguments are, else it broke off within them */
+    QW_EVENT_WARNING,        /* text: one sentence about something in the answer that was not understood */
+    QW_EVENT_DONE,           /* terminal: finish, usage and timings are set */
+    QW_EVENT_ERROR           /* terminal: error is set; usage as far as it went */
 } qw_event_type;
 
 typedef enum qw_finish {
     QW_FINISH_NONE = 0,
-    QW_FINISH_STOP,      /* end token or stop string */
-    QW_FINISH_LENGTH,    /* max_tokens reached */
-    QW_FINISH_CONTEXT,   /* the context is full */
+    QW_FINISH_STOP,       /* end token or stop string */
+    QW_FINISH_TOOL_CALLS, /* the same, after tool calls of which none broke off */
+    QW_FINISH_LENGTH,     /* max_tokens reached */
+    QW_FINISH_CONTEXT,    /* the context is full */
     QW_FINISH_CANCELLED
 } qw_finish;
 
@@ -211,6 +222,7 @@ typedef struct qw_usage {
     uint32_t cached_tokens;     /* of the prompt, reused from what the engine still held */
     uint32_t prefilled;         /* of the prompt, computed so far */
     uint32_t completion_tokens; /* the end token is counted */
+    uint32_t reasoning_tokens;  /* of these, in the thinking; its tags are counted */
 } qw_usage;
 
 typedef struct qw_timings {
@@ -221,10 +233,12 @@ typedef struct qw_event {
     uint64_t request;
     void *user;
     qw_event_type type;
-    qw_text text;                  /* TEXT, REASONING; valid until the next qw_poll */
+    qw_text text;                  /* TEXT, REASONING, CALL_ARGUMENTS, WARNING; valid until the next qw_poll */
     const qw_event_token *tokens;  /* tokens sampled since the last event; text may lag behind them */
-    size_t n_tokens;
-    const qw_tool_call *call;      /* TOOL_CALL */
+    size_t n_tokens;               /* every token but the end token comes once, if need be with an empty text */
+    const qw_tool_call *call;      /* CALL_BEGIN, CALL_END; ids are the business of wire formats: id is NULL */
+    uint32_t call_index;           /* CALL_*: 0 for the first call of the answer */
+    bool complete;                 /* CALL_END */
     qw_finish finish;              /* DONE */
     const char *stop;              /* DONE: the stop string that ended it, or NULL */
     qw_usage usage;

@@ -24,6 +24,7 @@ void qw_job_free(qw_job *job)
     free(job->stop);
     free(job->bias);
     free(job->tokens);
+    qw_parser_destroy(job->parser);
     free(job);
 }
 
@@ -31,10 +32,13 @@ static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **ou
 {
     qw_job *job = NULL;
     qw_tokens tokens = {0};
+    bool in_thinking = false;
     qw_status status;
     QW_TRY_GOTO(qw_alloc(&job, 1, sizeof *job, "request", err));
-    QW_TRY_GOTO(qw_request_check(e->model, r, err));
-    QW_TRY_GOTO(qw_request_tokens(e->model, r, &tokens, err));
+    job->sampling = qw_request_sampling(e->model, r);
+    QW_TRY_GOTO(qw_request_check(e->model, r, &job->sampling, err));
+    QW_TRY_GOTO(qw_request_tokens(e->model, r, &tokens, &in_thinking, err));
+    QW_TRY_GOTO(qw_request_parser(e->model, r, in_thinking, &job->parser, err));
     if (tokens.n >= e->context) {
         status = qw_fail(err, QW_E_LIMIT, "the prompt has %zu tokens and the context holds %u, one of them for the "
                                           "answer: shorten it or take a larger context",
@@ -48,7 +52,7 @@ static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **ou
     job->max_tokens = r->max_tokens;
     job->ignore_eos = r->ignore_eos;
     job->fim = r->kind == QW_PROMPT_FIM;
-    job->sampling = r->sampling;
+    job->one_call = r->one_call;
     QW_TRY_GOTO(qw_alloc(&job->bias, r->sampling.n_bias, sizeof *job->bias, "logit bias", err));
     if (r->sampling.n_bias) memcpy(job->bias, r->sampling.bias, r->sampling.n_bias * sizeof *job->bias);
     job->sampling.bias = job->bias;

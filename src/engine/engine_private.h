@@ -14,6 +14,7 @@
 #include "engine/sampler.h"
 #include "engine/stop.h"
 #include "model/runtime.h"
+#include "text/parse.h"
 
 enum {
     QW_CONTEXT_DEFAULT = 32768,
@@ -35,7 +36,8 @@ typedef struct qw_job {
     char **stop;         /* owns; [n_stop] */
     size_t n_stop;
     int64_t max_tokens;
-    bool ignore_eos, fim;
+    bool ignore_eos, fim, one_call;
+    qw_parser *parser;   /* owns; takes the answer apart; NULL: all of it is text */
     atomic_bool cancelled;
     int64_t submitted_us;
 } qw_job;
@@ -50,7 +52,10 @@ typedef struct qw_event_node {
     qw_event_token token;
     qw_top_logprob top[QW_TOP_LOGPROBS_MAX];
     char stop[QW_STOP_BYTES_MAX + 1];
+    qw_tool_call call;
+    char call_name[QW_PARSE_NAME_MAX + 1];
 } qw_event_node;
+void qw_event_node_free(qw_event_node *node); /* one that was not pushed */
 
 typedef struct qw_event_queue {
     pthread_mutex_t lock;

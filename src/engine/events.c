@@ -22,7 +22,7 @@ qw_status qw_events_init(qw_event_queue *q, qw_err *err)
     return QW_OK;
 }
 
-static void free_node(qw_event_node *node)
+void qw_event_node_free(qw_event_node *node)
 {
     if (!node) return;
     free(node->text);
@@ -33,10 +33,10 @@ void qw_events_free(qw_event_queue *q)
 {
     while (q->first) {
         qw_event_node *next = q->first->next;
-        free_node(q->first);
+        qw_event_node_free(q->first);
         q->first = next;
     }
-    free_node(q->current);
+    qw_event_node_free(q->current);
     if (q->fd >= 0) close(q->fd);
     pthread_cond_destroy(&q->readable);
     pthread_cond_destroy(&q->writable);
@@ -66,7 +66,7 @@ void qw_events_push(qw_event_queue *q, qw_event_node *node, const atomic_bool *c
         pthread_cond_timedwait(&q->writable, &q->lock, &t);
     }
     if (q->closed) {
-        free_node(node);
+        qw_event_node_free(node);
     } else {
         node->next = NULL;
         if (q->last) q->last->next = node;
@@ -94,7 +94,7 @@ bool qw_events_poll(qw_event_queue *q, int timeout_ms, qw_event *out)
     uint64_t count;
     bool got = false;
     pthread_mutex_lock(&q->lock);
-    free_node(q->current);
+    qw_event_node_free(q->current);
     q->current = NULL;
     while (q->n == 0 && !q->closed && timeout_ms != 0) {
         int rc = timeout_ms < 0 ? pthread_cond_wait(&q->readable, &q->lock)

@@ -62,6 +62,7 @@ qw_status qw_model_open(const qw_model_options *options, qw_model **out, qw_err 
     QW_TRY_GOTO(qw_gguf_open_as(options->path, &container, &m->file, err));
     QW_TRY_GOTO(qw_net_open(m->file, &m->net, err));
     QW_TRY_GOTO(open_text(m, err));
+    QW_TRY_GOTO(qw_sampling_read(m->file, &m->sampling, err));
     read_name(m);
     *out = m;
     return QW_OK;
@@ -84,6 +85,7 @@ void qw_model_close(qw_model *m)
 void qw_model_get_info(const qw_model *m, qw_model_info *out)
 {
     const qw_hparams *hp = &m->net->hp;
+    qw_chat_traits traits = qw_chat_format_traits(m->chat);
     int32_t prefix = -1, middle = -1, suffix = -1;
     if (m->tokenizer) qw_tokenizer_fim(m->tokenizer, &prefix, &middle, &suffix);
     *out = (qw_model_info){
@@ -105,6 +107,8 @@ void qw_model_get_info(const qw_model *m, qw_model_info *out)
         .context_length = hp->context_length,
         .has_tokenizer = m->tokenizer != NULL,
         .has_fim = prefix >= 0 && middle >= 0 && suffix >= 0,
+        .thinks = traits.thinks,
+        .thinks_always = traits.thinks && !traits.switches,
     };
 }
 

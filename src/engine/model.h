@@ -9,6 +9,7 @@
 
 #include "qw.h"
 
+#include "engine/defaults.h"
 #include "formats/gguf.h"
 #include "model/net.h"
 #include "model/weights.h"
@@ -21,6 +22,7 @@ struct qw_model {
     qw_tokenizer *tokenizer; /* owns; NULL when the file carries none */
     qw_chat_format chat;
     bool chat_known; /* the template is one we compared byte for byte, not a likeness */
+    qw_sampling sampling; /* what the file recommends; the rest open */
     bool exact, no_pack_cache;
     char name[256];
     pthread_mutex_t lock;

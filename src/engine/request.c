@@ -6,19 +6,27 @@
 #include "engine/model.h"
 #include "engine/request.h"
 
-/* The model cards' recommendations; Qwen2.5 and its Coder and Math siblings share one. */
-static const qw_sampling qwen25_sampling = {
-    .temperature = 0.7f, .top_k = 20, .top_p = 0.8f, .repetition_penalty = 1.05f, .top_logprobs = -1};
-
 qw_request qw_request_default(const qw_model *model)
 {
-    (void)model; /* one family so far */
-    qw_request r = {.sampling = qwen25_sampling};
+    (void)model; /* what is open is filled in by qw_submit, which knows whether the answer thinks */
+    qw_request r = {.sampling = qw_sampling_open};
     if (getrandom(&r.sampling.seed, sizeof r.sampling.seed, 0) != sizeof r.sampling.seed) r.sampling.seed = 0;
     return r;
 }
 
-static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err)
+qw_sampling qw_request_sampling(const qw_model *m, const qw_request *r)
+{
+    qw_sampling s = r->sampling;
+    /* Only a chat says what thinking it wants; for other prompts it is as when nothing is said. */
+    const qw_chat_options said = r->kind == QW_PROMPT_CHAT ? r->chat : (qw_chat_options){0}, silent = {0};
+    bool thinks = qw_chat_thinks(m->chat, &said);
+    /* What the model's makers wrote into the file is meant for the mode it is in by itself. */
+    if (thinks == qw_chat_thinks(m->chat, &silent)) qw_sampling_fill(&s, &m->sampling);
+    qw_sampling_fill(&s, qw_sampling_recommended(m->chat, thinks, m->net->hp.n_experts > 0));
+    return s;
+}
+
+static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *out, bool *in_thinking, qw_err *err)
 {
     qw_rendered rendered = {0};
     if (m->chat == QW_CHAT_NONE) {
@@ -30,6 +38,7 @@ static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *
     }
     qw_status status = qw_chat_render(m->chat, r->messages, r->n_messages, r->tools, &r->chat, true, &rendered, err);
     if (status == QW_OK) status = qw_chat_tokenize(m->tokenizer, &rendered, out, err);
+    *in_thinking = rendered.in_thinking;
     qw_rendered_free(&rendered);
     return status;
 }
@@ -73,8 +82,9 @@ static size_t prompt_bytes(const qw_request *r)
     return n;
 }
 
-qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err)
+qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, bool *in_thinking, qw_err *err)
 {
+    *in_thinking = false;
     if (r->kind != QW_PROMPT_TOKENS && !m->tokenizer) {
         return qw_fail(err, QW_E_UNSUPPORTED, "%s carries no tokenizer: only token ids can be used with it",
                        qw_gguf_path(m->file));
@@ -83,7 +93,7 @@ qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *o
         return qw_fail(err, QW_E_LIMIT, "the prompt is longer than %d MiB", QW_PROMPT_BYTES_MAX >> 20);
     }
     switch (r->kind) {
-    case QW_PROMPT_CHAT: QW_TRY(render_chat(m, r, out, err)); break;
+    case QW_PROMPT_CHAT: QW_TRY(render_chat(m, r, out, in_thinking, err)); break;
     case QW_PROMPT_RAW:
         QW_TRY(qw_tokenizer_encode(m->tokenizer, r->text.s, r->text.n, r->raw_special, out, err));
         break;
@@ -95,12 +105,23 @@ qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *o
     return QW_OK;
 }
 
+qw_status qw_request_parser(const qw_model *m, const qw_request *r, bool in_thinking, qw_parser **out, qw_err *err)
+{
+    qw_chat_traits traits = qw_chat_format_traits(m->chat);
+    qw_parse_options options = {.thinks = traits.thinks, .in_thinking = in_thinking, .xml_calls = traits.xml_calls};
+    *out = NULL;
+    if (r->kind != QW_PROMPT_CHAT) return QW_OK;
+    if (traits.tools) options.tools = r->tools;
+    return options.thinks || options.tools.n > 0 ? qw_parser_create(&options, out, err) : QW_OK;
+}
+
 qw_status qw_render(const qw_model *m, const qw_request *r, int32_t **ids, size_t *n, qw_err *err)
 {
     qw_tokens tokens = {0};
+    bool in_thinking;
     *ids = NULL;
     *n = 0;
-    qw_status status = qw_request_tokens(m, r, &tokens, err);
+    qw_status status = qw_request_tokens(m, r, &tokens, &in_thinking, err);
     if (status != QW_OK) {
         qw_tokens_free(&tokens);
         return status;
@@ -124,9 +145,9 @@ static qw_status check_stops(const qw_request *r, qw_err *err)
     return QW_OK;
 }
 
-qw_status qw_request_check(const qw_model *m, const qw_request *r, qw_err *err)
+qw_status qw_request_check(const qw_model *m, const qw_request *r, const qw_sampling *sampling, qw_err *err)
 {
-    QW_TRY(qw_sampling_check(&r->sampling, m->net->hp.n_vocab, err));
+    QW_TRY(qw_sampling_check(sampling, m->net->hp.n_vocab, err));
     if (r->max_tokens < 0) {
         return qw_fail(err, QW_E_ARG, "max_tokens is %lld, want 0 (no limit) or more", (long long)r->max_tokens);
     }

@@ -3,11 +3,19 @@
 #define QW_ENGINE_REQUEST_H
 
 #include "engine/sampler.h"
+#include "text/parse.h"
 #include "text/tokenizer.h"
 
-/* Everything but the prompt: sampling, limits, stop strings. QW_E_ARG names the field. */
-qw_status qw_request_check(const qw_model *m, const qw_request *r, qw_err *err) QW_MUST_CHECK;
-/* Appends the prompt's ids to out: at least one. */
-qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, qw_err *err) QW_MUST_CHECK;
+/* The request's sampling, with the model's own values where it leaves them open. */
+qw_sampling qw_request_sampling(const qw_model *m, const qw_request *r);
+/* Everything but the prompt: that sampling, limits, stop strings. QW_E_ARG names the field. */
+qw_status qw_request_check(const qw_model *m, const qw_request *r, const qw_sampling *sampling,
+                           qw_err *err) QW_MUST_CHECK;
+/* Appends the prompt's ids to out: at least one. *in_thinking: it ends inside a thinking block. */
+qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, bool *in_thinking,
+                            qw_err *err) QW_MUST_CHECK;
+/* What takes the answer apart; NULL where it can hold neither thinking nor calls. */
+qw_status qw_request_parser(const qw_model *m, const qw_request *r, bool in_thinking, qw_parser **out,
+                            qw_err *err) QW_MUST_CHECK;
 
 #endif

@@ -211,6 +211,30 @@ static qw_status put_ends(text_reader *r, const hf_config *c, const json_t *conf
     return qw_gguf_put_bool(r->w, "tokenizer.ggml.add_bos_token", false, r->err);
 }
 
+/* How to sample from the model, unless it is meant to be greedy. */
+static qw_status put_sampling(text_reader *r, const json_t *generation)
+{
+    static const char *const names[][2] = {{"temperature", "general.sampling.temp"},
+                                           {"top_p", "general.sampling.top_p"},
+                                           {"min_p", "general.sampling.min_p"},
+                                           {"repetition_penalty", "general.sampling.penalty_repeat"}};
+    qw_json o = {"generation_config.json", generation};
+    uint64_t k;
+    bool samples;
+    if (generation == NULL) return QW_OK;
+    QW_TRY(qw_json_bool(o, "do_sample", true, &samples, r->err));
+    if (!samples) return QW_OK;
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        double v;
+        if (!qw_json_get(o, names[i][0])) continue;
+        QW_TRY(qw_json_f64(o, names[i][0], 0, &v, r->err));
+        QW_TRY(qw_gguf_put_f32(r->w, names[i][1], (float)v, r->err));
+    }
+    if (!qw_json_get(o, "top_k")) return QW_OK;
+    QW_TRY(qw_json_u64(o, "top_k", 0, INT32_MAX, 0, &k, r->err));
+    return qw_gguf_put_u32(r->w, "general.sampling.top_k", (uint32_t)k, r->err);
+}
+
 /* ---- chat template ---------------------------------------------------------------------------- */
 
 /* A text, or the entry called "default" of a list of {name, template}. */
@@ -269,6 +293,7 @@ qw_status hf_text_keys(qw_hf *hf, const hf_config *c, size_t n_vocab, qw_gguf_wr
     QW_TRY_GOTO(read_optional(hf, "generation_config.json", HF_CONFIG_BYTES_MAX, &generation, err));
     QW_TRY_GOTO(put_tokens(&r, root));
     QW_TRY_GOTO(put_ends(&r, c, config, generation));
+    QW_TRY_GOTO(put_sampling(&r, generation));
     status = put_template(&r, config);
 fail:
     json_decref(root);

@@ -106,21 +106,35 @@ static const char *const effort_texts[] = {
                         "clarity in the final answer.",
 };
 
-const char *qw_chat_format_name(qw_chat_format f)
-{
-    return (size_t)f < QW_CHAT_FORMATS ? rows[f].name : rows[QW_CHAT_NONE].name;
-}
-
 bool qw_chat_xml_calls(const chat_row *row)
 {
     return row->calls >= CHAT_CALLS_XML_LISTS;
 }
 
+static const chat_row *row_of(qw_chat_format f)
+{
+    return &rows[(size_t)f < QW_CHAT_FORMATS ? f : QW_CHAT_NONE];
+}
+
 qw_chat_traits qw_chat_format_traits(qw_chat_format f)
 {
-    const chat_row *row = &rows[(size_t)f < QW_CHAT_FORMATS ? f : QW_CHAT_NONE];
-    return (qw_chat_traits){.tools = row->tools != CHAT_TOOLS_NONE, .xml_calls = qw_chat_xml_calls(row),
-                            .thinks = row->thinking != CHAT_THINKING_NEVER};
+    const chat_row *row = row_of(f);
+    return (qw_chat_traits){.tools = row->tools != CHAT_TOOLS_NONE,
+                            .xml_calls = qw_chat_xml_calls(row),
+                            .thinks = row->thinking != CHAT_THINKING_NEVER,
+                            .switches = row->thinking == CHAT_THINKING_SWITCH};
+}
+
+bool qw_chat_thinks(qw_chat_format f, const qw_chat_options *options)
+{
+    chat_thinking thinking = row_of(f)->thinking;
+    return thinking == CHAT_THINKING_ALWAYS ||
+           (thinking == CHAT_THINKING_SWITCH && options->thinking != QW_SWITCH_OFF);
+}
+
+const char *qw_chat_format_name(qw_chat_format f)
+{
+    return row_of(f)->name;
 }
 
 /* ---- messages --------------------------------------------------------------------------------- */
@@ -267,12 +281,11 @@ static qw_status render_prompt(const chat_renderer *w)
 /* ---- the whole -------------------------------------------------------------------------------- */
 
 /* What this format makes of the options. */
-static void choose(chat_renderer *w, const qw_chat_options *o)
+static void choose(chat_renderer *w, qw_chat_format f, const qw_chat_options *o)
 {
     const chat_row *row = w->row;
     bool asked = o->preserve_thinking == QW_SWITCH_ON, refused = o->preserve_thinking == QW_SWITCH_OFF;
-    w->thinks = row->thinking == CHAT_THINKING_ALWAYS ||
-                (row->thinking == CHAT_THINKING_SWITCH && o->thinking != QW_SWITCH_OFF);
+    w->thinks = qw_chat_thinks(f, o);
     w->keeps = (row->keeps == CHAT_KEEPS_ASKED && asked) || (row->keeps == CHAT_KEEPS_DEFAULT && !refused);
     qw_effort effort = o->effort == QW_EFFORT_DEFAULT ? QW_EFFORT_XHIGH : o->effort;
     w->effort = row->efforts && w->thinks ? effort_texts[effort] : NULL;
@@ -292,7 +305,7 @@ qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_
     chat_renderer w = {.row = &rows[f], .messages = messages, .n = n_messages, .out = out, .err = err};
     chat_role first = CHAT_USER, other;
     qw_status status;
-    choose(&w, &o);
+    choose(&w, f, &o);
     QW_TRY_GOTO(qw_chat_role_of(&w, 0, &first));
     for (size_t i = 1; i < n_messages; i++) QW_TRY_GOTO(qw_chat_role_of(&w, i, &other));
     QW_TRY_GOTO(render_head(&w, tools, first == CHAT_SYSTEM));

@@ -70,8 +70,11 @@ typedef struct qw_chat_traits {
     bool tools;       /* calls, in JSON or XML */
     bool xml_calls;   /* <function=NAME> */
     bool thinks;      /* may begin with a thinking block */
+    bool switches;    /* thinking can be switched off */
 } qw_chat_traits;
 qw_chat_traits qw_chat_format_traits(qw_chat_format f);
+/* Whether an answer begins with thinking when it is asked for with these options. */
+bool qw_chat_thinks(qw_chat_format f, const qw_chat_options *options);
 
 /* Renders messages into *out, which was zero-initialised or freed; on failure it holds nothing. tools: JSON
  * text of an array of objects, or empty. options: NULL is all zero. Arguments of a tool call: JSON text is written as

@@ -93,6 +93,12 @@ bool qw_parse_thinking(const qw_parser *p)
     return p->state == PARSE_THINK || p->state == PARSE_THINK_HEAD;
 }
 
+bool qw_parser_in_thinking(const qw_parser *p)
+{
+    parse_state state = p->state < PARSE_OPEN ? p->state : p->back;
+    return state == PARSE_THINK || state == PARSE_THINK_HEAD;
+}
+
 /* All line breaks that were counted, as an event of a kind. */
 static qw_status emit_lines(qw_parser *p, qw_parse_kind kind)
 {

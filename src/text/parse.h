@@ -54,6 +54,8 @@ void qw_parser_destroy(qw_parser *p);
 /* Takes text and calls fn for what is certain by now. Fails when memory is out, or with what fn returned; then the
  * parser can only be destroyed. */
 qw_status qw_parser_push(qw_parser *p, qw_text text, qw_parse_fn fn, void *ctx, qw_err *err) QW_MUST_CHECK;
+/* Whether what comes next is thinking, or a call within it. */
+bool qw_parser_in_thinking(const qw_parser *p);
 /* The answer ended: gives out what was held back. */
 qw_status qw_parser_finish(qw_parser *p, qw_parse_fn fn, void *ctx, qw_err *err) QW_MUST_CHECK;
 

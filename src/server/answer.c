@@ -25,6 +25,7 @@ static void free_answer(qw_answer *a)
     qw_buf_free(&a->text);
     qw_buf_free(&a->reasoning);
     json_decref(a->tokens);
+    json_decref(a->calls);
     free(a);
 }
 
@@ -167,12 +168,16 @@ static void begin_stream(qw_answer *a)
     send_or_break(a, qw_chat_first_chunk(&a->head, a->include_usage));
 }
 
-static void stream_text(qw_answer *a, const qw_event *ev, const char *key)
+static void stream_event(qw_answer *a, const qw_event *ev)
 {
+    char call_id[QW_ID_BYTES];
     bool with_tokens = a->logprobs && ev->n_tokens > 0;
-    if (ev->text.n == 0 && !with_tokens) return;
+    bool shows = ev->text.n > 0 || ev->type == QW_EVENT_CALL_BEGIN;
+    if (!shows && !with_tokens) return;
+    qw_id_make(call_id, "call_");
+    json_t *delta = shows ? qw_chat_delta(ev, call_id) : json_object();
     json_t *tokens = with_tokens ? qw_chat_tokens(a->service->model, ev) : NULL;
-    send_or_break(a, qw_chat_chunk(&a->head, key, ev->text, tokens, a->include_usage));
+    send_or_break(a, qw_chat_chunk(&a->head, delta, tokens, a->include_usage));
 }
 
 static void end_stream(qw_answer *a, const qw_event *ev)
@@ -189,14 +194,29 @@ static void end_stream(qw_answer *a, const qw_event *ev)
 
 /* ---- whole replies ---------------------------------------------------------------------------- */
 
+static qw_status collect_text(qw_answer *a, const qw_event *ev, qw_err *err)
+{
+    if (ev->type == QW_EVENT_TEXT) return qw_buf_add(&a->text, ev->text.s, ev->text.n, err);
+    if (ev->type == QW_EVENT_REASONING) return qw_buf_add(&a->reasoning, ev->text.s, ev->text.n, err);
+    return QW_OK;
+}
+
+static void collect_call(qw_answer *a, const qw_tool_call *call)
+{
+    char call_id[QW_ID_BYTES];
+    qw_id_make(call_id, "call_");
+    if (a->calls == NULL) a->calls = json_array();
+    json_array_append_new(a->calls, qw_chat_call(call, call_id));
+}
+
 static void collect(qw_answer *a, const qw_event *ev)
 {
-    qw_buf *to = ev->type == QW_EVENT_REASONING ? &a->reasoning : &a->text;
     qw_err err;
-    if (qw_buf_add(to, ev->text.s, ev->text.n, &err) != QW_OK) {
+    if (collect_text(a, ev, &err) != QW_OK) {
         break_off(a, 503, err.text);
         return;
     }
+    if (ev->type == QW_EVENT_CALL_END) collect_call(a, ev->call);
     if (!a->logprobs || ev->n_tokens == 0) return;
     json_t *tokens = qw_chat_tokens(a->service->model, ev);
     json_array_extend(a->tokens, tokens);
@@ -206,12 +226,12 @@ static void collect(qw_answer *a, const qw_event *ev)
 static void reply_whole(qw_answer *a, const qw_event *ev)
 {
     qw_conn *c = a->conn;
-    json_t *tokens = a->tokens;
-    a->tokens = NULL; /* taken */
+    json_t *tokens = a->tokens, *calls = a->calls;
+    a->tokens = a->calls = NULL; /* taken */
     a->conn = NULL;
     qw_reply_json(c, 200, NULL,
                   qw_chat_completion(&a->head, (qw_text){qw_buf_str(&a->text), a->text.n},
-                                     (qw_text){qw_buf_str(&a->reasoning), a->reasoning.n}, tokens, ev));
+                                     (qw_text){qw_buf_str(&a->reasoning), a->reasoning.n}, calls, tokens, ev));
 }
 
 /* ---- events of the engine ---------------------------------------------------------------------- */
@@ -238,8 +258,17 @@ static void end_answer(qw_answer *a, const qw_event *ev)
     }
 }
 
+/* The sentences are ours and repeat nothing of what was said. */
+static void note_warning(const qw_answer *a, const qw_event *ev)
+{
+    qw_service *s = a->service;
+    s->totals.warnings++;
+    if (s->o.verbose) fprintf(stderr, "%s: %.*s\n", a->head.id, (int)ev->text.n, ev->text.s);
+}
+
 void qw_answer_event(qw_answer *a, const qw_event *ev)
 {
+    if (ev->type == QW_EVENT_WARNING) note_warning(a, ev);
     if (qw_event_is_terminal(ev)) {
         end_answer(a, ev);
         free_answer(a);
@@ -247,17 +276,11 @@ void qw_answer_event(qw_answer *a, const qw_event *ev)
     }
     if (a->conn == NULL) return;
     if (a->stream) begin_stream(a);
-    if (a->conn == NULL) return;
-    switch (ev->type) {
-    case QW_EVENT_TEXT:
-    case QW_EVENT_REASONING:
-        if (a->stream)
-            stream_text(a, ev, ev->type == QW_EVENT_TEXT ? "content" : "reasoning_content");
-        else
-            collect(a, ev);
-        break;
-    default: break; /* progress; tool calls come as text until the output parser exists */
-    }
+    if (a->conn == NULL || ev->type == QW_EVENT_PROGRESS || ev->type == QW_EVENT_WARNING) return;
+    if (a->stream)
+        stream_event(a, ev);
+    else
+        collect(a, ev);
 }
 
 void qw_answers_end(qw_service *s, const char *why)

@@ -22,7 +22,7 @@ typedef struct qw_chat_request {
 
     /* inside */
     int64_t n_answers;
-    int32_t top_logprobs;
+    int32_t top_logprobs, top_k; /* -1 and -2: not given */
     bool has_stream_options, without_tools;
     json_t *root, *texts;    /* own; the texts everything borrows */
     qw_message *messages;    /* owns */
@@ -49,12 +49,16 @@ typedef struct qw_chat_head {
 json_t *qw_chat_tokens(const qw_model *model, const qw_event *ev);       /* logprobs.content of an event */
 json_t *qw_chat_text(qw_text text);                                      /* bytes that are no UTF-8: U+FFFD */
 json_t *qw_chat_usage(const qw_usage *usage);
-/* key: "content" or "reasoning_content"; tokens (takes): logprobs.content or NULL; with_usage: "usage": null */
-json_t *qw_chat_chunk(const qw_chat_head *h, const char *key, qw_text text, json_t *tokens, bool with_usage);
+/* What an event adds to the message, or NULL: it adds nothing. call_id: of CALL_BEGIN. */
+json_t *qw_chat_delta(const qw_event *ev, const char *call_id);
+json_t *qw_chat_call(const qw_tool_call *call, const char *call_id); /* one of message.tool_calls */
+/* delta (takes); tokens (takes): logprobs.content or NULL; with_usage: "usage": null */
+json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage);
 json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage);
 json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_usage);
 json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_usage *usage);
-json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasoning, json_t *tokens /* takes */,
+/* tokens, calls: takes; NULL: none */
+json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasoning, json_t *calls, json_t *tokens,
                            const qw_event *done);
 json_t *qw_model_object(const char *id, int64_t created_s);
 

@@ -62,16 +62,49 @@ static json_t *logprobs_object(json_t *tokens)
 
 json_t *qw_chat_usage(const qw_usage *u)
 {
-    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:{s:i}}", "prompt_tokens", (json_int_t)u->prompt_tokens,
+    return json_pack("{s:I, s:I, s:I, s:{s:I}, s:{s:I}}", "prompt_tokens", (json_int_t)u->prompt_tokens,
                      "completion_tokens", (json_int_t)u->completion_tokens, "total_tokens",
                      (json_int_t)u->prompt_tokens + (json_int_t)u->completion_tokens, "prompt_tokens_details",
                      "cached_tokens", (json_int_t)u->cached_tokens, "completion_tokens_details", "reasoning_tokens",
-                     0);
+                     (json_int_t)u->reasoning_tokens);
 }
 
 static const char *finish_reason(qw_finish finish)
 {
+    if (finish == QW_FINISH_TOOL_CALLS) return "tool_calls";
     return finish == QW_FINISH_LENGTH || finish == QW_FINISH_CONTEXT ? "length" : "stop";
+}
+
+/* ---- calls and thinking ----------------------------------------------------------------------- */
+
+json_t *qw_chat_call(const qw_tool_call *call, const char *call_id)
+{
+    return json_pack("{s:s, s:s, s:{s:o, s:o}}", "id", call_id, "type", "function", "function", "name",
+                     qw_chat_text(qw_text_of(call->name)), "arguments", qw_chat_text(call->arguments));
+}
+
+/* Clients know thinking by one of two names; the values are one object. */
+static json_t *reasoning_object(qw_text text)
+{
+    json_t *value = qw_chat_text(text);
+    return json_pack("{s:O, s:o}", "reasoning_content", value, "reasoning", value);
+}
+
+json_t *qw_chat_delta(const qw_event *ev, const char *call_id)
+{
+    switch (ev->type) {
+    case QW_EVENT_TEXT: return json_pack("{s:o}", "content", qw_chat_text(ev->text));
+    case QW_EVENT_REASONING: return reasoning_object(ev->text);
+    case QW_EVENT_CALL_BEGIN: {
+        json_t *call = qw_chat_call(ev->call, call_id);
+        json_object_set_new(call, "index", json_integer(ev->call_index));
+        return json_pack("{s:[o]}", "tool_calls", call);
+    }
+    case QW_EVENT_CALL_ARGUMENTS:
+        return json_pack("{s:[{s:I, s:{s:o}}]}", "tool_calls", "index", (json_int_t)ev->call_index, "function",
+                         "arguments", qw_chat_text(ev->text));
+    default: return NULL;
+    }
 }
 
 /* ---- chunks and the whole --------------------------------------------------------------------- */
@@ -100,9 +133,9 @@ json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage)
                  with_usage);
 }
 
-json_t *qw_chat_chunk(const qw_chat_head *h, const char *key, qw_text text, json_t *tokens, bool with_usage)
+json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage)
 {
-    return chunk(h, json_pack("{s:o}", key, qw_chat_text(text)), tokens, NULL, with_usage);
+    return chunk(h, delta, tokens, NULL, with_usage);
 }
 
 json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_usage)
@@ -117,12 +150,17 @@ json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_usage *usage)
     return out;
 }
 
-json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasoning, json_t *tokens,
+json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasoning, json_t *calls, json_t *tokens,
                            const qw_event *done)
 {
-    json_t *message = json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", qw_chat_text(text), "refusal");
-    if (message != NULL && reasoning.n > 0)
-        json_object_set_new(message, "reasoning_content", qw_chat_text(reasoning));
+    json_t *content = calls != NULL && text.n == 0 ? json_null() : qw_chat_text(text);
+    json_t *message = json_pack("{s:s, s:o, s:n}", "role", "assistant", "content", content, "refusal");
+    if (reasoning.n > 0) {
+        json_t *thinking = reasoning_object(reasoning);
+        json_object_update(message, thinking);
+        json_decref(thinking);
+    }
+    if (calls != NULL) json_object_set_new(message, "tool_calls", calls);
     json_t *choice = json_pack("{s:i, s:o, s:o, s:s}", "index", 0, "message", message, "logprobs",
                                logprobs_object(tokens), "finish_reason", finish_reason(done->finish));
     json_t *out = answer_object(h, "chat.completion", json_pack("[o]", choice));

@@ -10,6 +10,8 @@
 #include "base/mem.h"
 #include "server/openai.h"
 
+enum { TOP_K_ABSENT = -2 };
+
 static bool out_of_memory(qw_api_error *e)
 {
     qw_api_error_set(e, 503, NULL, "", "the request does not fit into memory now; try again");
@@ -139,6 +141,14 @@ static bool take_tools(void *target, const char *param, json_t *value, qw_api_er
     free(text);
     if (json_array_append_new(r->texts, kept) != 0) return out_of_memory(e);
     r->request.tools = text_of(kept);
+    return true;
+}
+
+static bool take_parallel(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    qw_chat_request *r = target;
+    if (!json_is_boolean(value)) return qw_field_bad(e, param, "want true or false, got %s", qw_json_kind(value));
+    r->request.one_call = json_is_false(value);
     return true;
 }
 
@@ -385,11 +395,12 @@ static const qw_field request_fields[] = {
     {"messages", QW_FIELD_CUSTOM, 0, 0, 0, take_messages},
     {"tools", QW_FIELD_CUSTOM, 0, 0, 0, take_tools},
     {"tool_choice", QW_FIELD_CUSTOM, 0, 0, 0, take_tool_choice},
+    {"parallel_tool_calls", QW_FIELD_CUSTOM, 0, 0, 0, take_parallel},
     {"chat_template_kwargs", QW_FIELD_CUSTOM, 0, 0, 0, take_template_kwargs},
     THINKING_FIELDS,
     {"temperature", QW_FIELD_FLOAT, SAMPLING(temperature), 0, 2, NULL},
     {"top_p", QW_FIELD_FLOAT, SAMPLING(top_p), 0, 1, NULL},
-    {"top_k", QW_FIELD_I32, SAMPLING(top_k), -1, 1 << 24, NULL},
+    {"top_k", QW_FIELD_I32, AT(top_k), -1, 1 << 24, NULL},
     {"min_p", QW_FIELD_FLOAT, SAMPLING(min_p), 0, 1, NULL},
     {"repetition_penalty", QW_FIELD_FLOAT, SAMPLING(repetition_penalty), 0.01, 100, NULL},
     {"presence_penalty", QW_FIELD_FLOAT, SAMPLING(presence_penalty), -2, 2, NULL},
@@ -420,7 +431,7 @@ static bool check_together(qw_chat_request *r, qw_api_error *e)
     if (r->top_logprobs >= 0 && !r->logprobs)
         return qw_field_bad(e, "top_logprobs", "goes with \"logprobs\": true alone");
     s->top_logprobs = r->logprobs ? (r->top_logprobs >= 0 ? r->top_logprobs : 0) : -1;
-    if (s->top_k < 0) s->top_k = 0; /* -1 is another word for off */
+    if (r->top_k != TOP_K_ABSENT) s->top_k = r->top_k > 0 ? r->top_k : 0; /* -1 is another word for off */
     if (r->without_tools) r->request.tools = (qw_text){0};
     return true;
 }
@@ -428,7 +439,8 @@ static bool check_together(qw_chat_request *r, qw_api_error *e)
 bool qw_chat_request_read(const qw_model *model, const char *body, size_t n, qw_chat_request *out, qw_api_error *e)
 {
     json_error_t fault;
-    *out = (qw_chat_request){.request = qw_request_default(model), .model = "", .top_logprobs = -1, .n_answers = 1};
+    *out = (qw_chat_request){.request = qw_request_default(model), .model = "", .top_logprobs = -1,
+                             .top_k = TOP_K_ABSENT, .n_answers = 1};
     if (!qw_json_bounded(body, n, e)) return false;
     out->texts = json_array();
     out->root = json_loadb(body, n, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &fault);

@@ -137,11 +137,12 @@ static void serve_health(qw_service *s, qw_conn *c, const route *r)
 {
     const char *status = s->failed ? "failed" : s->draining ? "draining" : "ok";
     (void)r;
-    json_t *object = json_pack("{s:s, s:s, s:{s:I, s:I}, s:{s:I, s:I, s:I}}", "status", status, "model",
+    json_t *object = json_pack("{s:s, s:s, s:{s:I, s:I}, s:{s:I, s:I, s:I, s:I}}", "status", status, "model",
                                s->o.model_id, "now", "connections", (json_int_t)s->conns.n, "answers",
                                (json_int_t)s->n_answers, "since_start", "answers", (json_int_t)s->totals.answers,
                                "prompt_tokens", (json_int_t)s->totals.prompt_tokens, "completion_tokens",
-                               (json_int_t)s->totals.completion_tokens);
+                               (json_int_t)s->totals.completion_tokens, "warnings",
+                               (json_int_t)s->totals.warnings);
     qw_reply_json(c, s->failed || s->draining ? 503 : 200, NULL, object);
 }
 

@@ -44,12 +44,13 @@ typedef struct qw_answer {
     bool begun;    /* the stream's header was written */
     qw_chat_head head;
     qw_buf text, reasoning; /* not streamed: so far */
-    json_t *tokens;         /* the same for logprobs.content; owns */
+    json_t *tokens, *calls; /* the same for logprobs.content and tool_calls; own; NULL: none */
 } qw_answer;
 
 /* Counted since the start; shown by /health. */
 typedef struct qw_service_totals {
     uint64_t answers, prompt_tokens, completion_tokens;
+    uint64_t warnings; /* about answers that were not understood in part */
 } qw_service_totals;
 
 typedef struct qw_service {

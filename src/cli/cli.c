@@ -105,6 +105,14 @@ void qw_cli_put_text(qw_text text)
     fflush(stdout);
 }
 
+void qw_cli_put_dim(FILE *file, bool dim, qw_text text)
+{
+    if (dim) fputs("\033[2m", file);
+    qw_cli_put_visible(file, text);
+    if (dim) fputs("\033[0m", file);
+    fflush(file);
+}
+
 /* ---- interruption ----------------------------------------------------------------------------- */
 
 volatile sig_atomic_t qw_cli_interrupted;
@@ -383,4 +391,32 @@ void qw_cli_sampling_apply(const qw_cli_sampling *s, qw_request *r)
     r->ignore_eos = s->ignore_eos;
     r->stop = s->stop.v;
     r->n_stop = s->stop.n;
+}
+
+/* ---- thinking ---------------------------------------------------------------------------------- */
+
+int qw_cli_thinking_apply(const qw_cli_thinking *t, const char *command, qw_chat_options *out)
+{
+    static const struct {
+        const char *word;
+        qw_effort effort;
+    } efforts[] = {{"low", QW_EFFORT_LOW}, {"medium", QW_EFFORT_MEDIUM}, {"xhigh", QW_EFFORT_XHIGH}};
+    if (t->on && t->off) return qw_cli_usage(command, "--think and --no-think exclude each other");
+    if (t->on || t->off) out->thinking = t->on ? QW_SWITCH_ON : QW_SWITCH_OFF;
+    if (t->effort == NULL) return 0;
+    for (size_t i = 0; i < QW_CLI_COUNT(efforts); i++) {
+        if (strcmp(t->effort, efforts[i].word) != 0) continue;
+        out->effort = efforts[i].effort;
+        return 0;
+    }
+    return qw_cli_usage(command, "option --effort takes low, medium or xhigh, not \"%s\"", t->effort);
+}
+
+const char *qw_cli_thinking_fault(const qw_model *model, qw_switch thinking)
+{
+    qw_model_info info;
+    qw_model_get_info(model, &info);
+    if (thinking == QW_SWITCH_ON && !info.thinks) return "this model does not think before it answers";
+    if (thinking == QW_SWITCH_OFF && info.thinks_always) return "this model always thinks before it answers";
+    return NULL;
 }

@@ -189,6 +189,23 @@ void qw_cli_sampling_apply(const qw_cli_sampling *s, qw_request *r);
     {0, "ignore-eos", QW_CLI_FLAG, &(s)->ignore_eos, NULL,                                         \
      "go on after the model's end token", 0, 0}
 
+/* ---- thinking of chat and run ------------------------------------------------------------------ */
+
+typedef struct qw_cli_thinking { /* zeroed: as the model does by itself */
+    bool on, off;                /* --think, --no-think */
+    const char *effort;          /* NULL: the model's own */
+} qw_cli_thinking;
+
+/* Options for a request. 0, or 2 after an error: both switches, or no such effort. */
+int qw_cli_thinking_apply(const qw_cli_thinking *t, const char *command, qw_chat_options *out) QW_MUST_CHECK;
+/* Why the model will not do as the switch says, or NULL. */
+const char *qw_cli_thinking_fault(const qw_model *model, qw_switch thinking);
+
+#define QW_CLI_THINKING_OPTS(t)                                                                    \
+    {0, "think", QW_CLI_FLAG, &(t)->on, NULL, "think before the answer (the model's own way)", 0, 0},  \
+    {0, "no-think", QW_CLI_FLAG, &(t)->off, NULL, "answer at once, where the model can", 0, 0},    \
+    {0, "effort", QW_CLI_STR, &(t)->effort, "LEVEL", "how much to think: low, medium, xhigh (Qwen3.8)", 0, 0}
+
 /* ---- errors and output ------------------------------------------------------------------------ */
 
 /* "qw: <err->text>" on standard error; returns the exit code (QW_E_ARG: 2, else 1). */
@@ -208,6 +225,8 @@ void qw_cli_put_text(qw_text text);
 void qw_cli_put_visible(FILE *file, qw_text text);
 /* Lines about a model (qw_gguf_note) on standard error, each as "qw: note: ...". */
 void qw_cli_print_notes(const char *notes);
+/* The same, dim where asked for: thinking, and remarks. */
+void qw_cli_put_dim(FILE *file, bool dim, qw_text text);
 
 /* ---- interruption ----------------------------------------------------------------------------- */
 

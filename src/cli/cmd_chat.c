@@ -44,6 +44,22 @@ static void do_system(chat *c, const char *argument)
         qw_session_note(s, "system message %s", text.n > 0 ? "set" : "is the model's own again");
 }
 
+static void do_think(chat *c, const char *argument)
+{
+    static const char *const words[] = {[QW_SWITCH_DEFAULT] = "auto", [QW_SWITCH_ON] = "on", [QW_SWITCH_OFF] = "off"};
+    qw_session *s = &c->session;
+    size_t i = 0;
+    while (i < QW_CLI_COUNT(words) && strcmp(argument, words[i]) != 0) i++;
+    if (i == QW_CLI_COUNT(words)) {
+        qw_session_note(s, "thinking is %s; /think takes on, off or auto (as the model does by itself)",
+                        words[s->chat.thinking]);
+        return;
+    }
+    s->chat.thinking = (qw_switch)i;
+    const char *fault = qw_cli_thinking_fault(s->model, s->chat.thinking);
+    qw_session_note(s, "thinking is %s%s%s", words[i], fault != NULL ? ", but " : "", fault != NULL ? fault : "");
+}
+
 static void do_clear(chat *c, const char *argument)
 {
     (void)argument;
@@ -141,6 +157,7 @@ static const struct {
 } chat_commands[] = {
     {"/help", "", "this list", do_help},
     {"/system", "TEXT", "set the system message; - for the model's own", do_system},
+    {"/think", "on|off", "think before the answer, where the model can", do_think},
     {"/clear", "", "new conversation; the system message stays", do_clear},
     {"/retry", "", "answer the last message anew", do_retry},
     {"/stats", "", "tokens and speed", do_stats},
@@ -325,7 +342,8 @@ static void set_model_name(qw_session *s, const qw_model_info *info)
              info->quantization);
 }
 
-static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, const char *system)
+static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, const qw_chat_options *options,
+                    const char *system)
 {
     chat c = {.input_is_terminal = isatty(STDIN_FILENO)};
     qw_session *s = &c.session;
@@ -339,6 +357,7 @@ static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, cons
     s->model = model;
     s->engine = engine;
     s->sampling = sampling;
+    s->chat = *options;
     s->on_terminal = c.input_is_terminal;
     s->notes = c.input_is_terminal && isatty(STDOUT_FILENO) ? stdout : stderr;
     s->notes_dim = c.input_is_terminal && isatty(fileno(s->notes));
@@ -347,6 +366,8 @@ static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, cons
     rc = qw_cli_check_chat_format(model);
     if (rc == 0 && qw_session_set_system(s, qw_text_of(system), &err) != QW_OK) rc = qw_cli_error(&err);
     if (rc == 0) {
+        const char *fault = qw_cli_thinking_fault(model, s->chat.thinking);
+        if (fault != NULL) qw_session_note(s, "%s", fault);
         qw_cli_catch_interrupt(false);
         rc = c.input_is_terminal ? chat_terminal(&c) : chat_pipe(&c);
     }
@@ -360,9 +381,12 @@ int qw_cmd_chat(int argc, char **argv)
 {
     qw_cli_model m = {0};
     qw_cli_sampling sampling = qw_cli_sampling_default();
+    qw_cli_thinking thinking = {0};
+    qw_chat_options options = {0};
     const char *system = NULL;
     const qw_cli_opt opts[] = {
         {0, "system", QW_CLI_STR, &system, "TEXT", "the system message", 0, 0},
+        QW_CLI_THINKING_OPTS(&thinking),
         QW_CLI_SAMPLING_OPTS(&sampling),
         QW_CLI_MODEL_OPTS(&m),
     };
@@ -373,7 +397,7 @@ int qw_cmd_chat(int argc, char **argv)
         .opts = opts,
         .n_opts = QW_CLI_COUNT(opts),
         .details = "When standard input is a pipe each line is a message, and standard output carries the answers\n"
-                   "alone, each followed by a newline.\n",
+                   "alone, each followed by a newline. Thinking is shown on a terminal only.\n",
         .examples = "qw chat\n"
                     "qw chat -m qwen2.5-coder:1.5b -c 8192\n"
                     "qw chat --system 'Answer in one sentence.' --temp 0.3\n"
@@ -381,7 +405,10 @@ int qw_cmd_chat(int argc, char **argv)
         .exits = "0 ok, 1 failure (from a pipe: also when a message got no answer), 2 wrong usage.",
     };
     int rc = qw_cli_parse(&spec, &argc, argv);
-    if (rc == QW_CLI_GO) rc = run_chat(&m, &sampling, system);
+    if (rc == QW_CLI_GO) {
+        rc = qw_cli_thinking_apply(&thinking, "chat", &options);
+        if (rc == 0) rc = run_chat(&m, &sampling, &options, system);
+    }
     qw_cli_strs_free(&sampling.stop);
     return rc;
 }

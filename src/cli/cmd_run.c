@@ -1,7 +1,8 @@
 /* cmd_run.c: `qw run`: one prompt, one answer.
  *
- * Main thread. Text streams to standard output; --json collects instead and prints one object. The first Ctrl-C
- * cancels (what was said stays printed, exit 1), a second one ends the program at once.
+ * Main thread. Text streams to standard output; --json collects instead and prints one object. Thinking is shown to a
+ * person, dim, before the answer; a pipe gets the answer alone. The first Ctrl-C cancels (what was said stays printed,
+ * exit 1), a second one ends the program at once.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -15,6 +16,8 @@
 typedef struct run_options {
     qw_cli_model model;
     qw_cli_sampling sampling;
+    qw_cli_thinking thinking;
+    qw_chat_options chat; /* from it */
     const char *prompt, *file, *system, *suffix;
     bool raw, special, json;
     int64_t n_logprobs; /* -1: none */
@@ -24,8 +27,9 @@ typedef struct run_state {
     qw_model *model;
     qw_engine *engine;
     qw_buf prompt; /* the whole prompt text */
-    qw_buf text;   /* the answer, for --json */
+    qw_buf text, reasoning; /* the answer, for --json */
     json_t *tokens;
+    bool shows_thinking, thinking_shown;
     char last;     /* last byte printed; 0: nothing yet */
 } run_state;
 
@@ -60,6 +64,8 @@ static int check_options(const run_options *o)
     if (o->system != NULL && (o->raw || o->suffix != NULL))
         return qw_cli_usage("run", "--system needs the chat format: not with --raw or --suffix");
     if (o->special && !o->raw) return qw_cli_usage("run", "--special needs --raw");
+    if ((o->thinking.on || o->thinking.off || o->thinking.effort != NULL) && (o->raw || o->suffix != NULL))
+        return qw_cli_usage("run", "--think, --no-think and --effort need the chat format: not with --raw or --suffix");
     if (o->n_logprobs >= 0 && !o->json) return qw_cli_usage("run", "--logprobs needs --json");
     return 0;
 }
@@ -90,15 +96,31 @@ static void collect_tokens(run_state *s, const qw_event *ev)
     }
 }
 
-static int take_text(const run_options *o, run_state *s, const qw_event *ev, qw_err *err)
+static void show_thinking(run_state *s, qw_text text)
+{
+    if (!s->shows_thinking) return;
+    qw_cli_put_dim(stdout, true, text);
+    s->thinking_shown = true;
+}
+
+static void show_text(run_state *s, qw_text text)
+{
+    if (s->thinking_shown) fputs("\n\n", stdout);
+    s->thinking_shown = false;
+    qw_cli_put_text(text);
+    s->last = text.s[text.n - 1];
+}
+
+static qw_status take_event(const run_options *o, run_state *s, const qw_event *ev, qw_err *err)
 {
     if (s->tokens != NULL) collect_tokens(s, ev);
-    if (ev->type != QW_EVENT_TEXT) return 0;
-    if (o->json) return qw_buf_add(&s->text, ev->text.s, ev->text.n, err) == QW_OK ? 0 : QW_EXIT_FAILURE;
-    if (ev->text.n == 0) return 0;
-    qw_cli_put_text(ev->text);
-    s->last = ev->text.s[ev->text.n - 1];
-    return 0;
+    if (ev->type == QW_EVENT_WARNING) fprintf(stderr, "qw: note: %.*s\n", (int)ev->text.n, ev->text.s);
+    if ((ev->type != QW_EVENT_TEXT && ev->type != QW_EVENT_REASONING) || ev->text.n == 0) return QW_OK;
+    bool thinking = ev->type == QW_EVENT_REASONING;
+    if (o->json) return qw_buf_add(thinking ? &s->reasoning : &s->text, ev->text.s, ev->text.n, err);
+    if (thinking) show_thinking(s, ev->text);
+    else show_text(s, ev->text);
+    return QW_OK;
 }
 
 static int print_json(run_state *s, const qw_event *done)
@@ -107,6 +129,8 @@ static int print_json(run_state *s, const qw_event *done)
                              "finish_reason", qw_report_finish(done->finish), "usage",
                              qw_report_usage(&done->usage), "timings",
                              qw_report_timings(&done->usage, &done->timings));
+    if (root != NULL && s->reasoning.n > 0)
+        json_object_set_new(root, "reasoning", qw_report_text((qw_text){s->reasoning.data, s->reasoning.n}));
     if (root != NULL && s->tokens != NULL) json_object_set(root, "tokens", s->tokens);
     if (root == NULL) return qw_cli_fail("out of memory: the JSON of the answer");
     json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
@@ -124,7 +148,7 @@ static int answer(const run_options *o, run_state *s, const qw_request *request)
     if (qw_submit(s->engine, request, &id, &err) != QW_OK) return qw_cli_error(&err);
     do {
         qw_cli_next_event(s->engine, id, &ev);
-        if (rc == 0 && take_text(o, s, &ev, &err) != 0) {
+        if (rc == 0 && take_event(o, s, &ev, &err) != QW_OK) {
             rc = qw_cli_error(&err);
             qw_cancel(s->engine, id);
         }
@@ -132,7 +156,7 @@ static int answer(const run_options *o, run_state *s, const qw_request *request)
     if (rc != 0) return rc;
     /* Chat text ends in a newline for the reader; raw text in a pipe stays exactly what the model wrote. */
     bool exact_bytes = (o->raw || o->suffix != NULL) && !isatty(STDOUT_FILENO);
-    if (!o->json && !exact_bytes && s->last != 0 && s->last != '\n') putchar('\n');
+    if (!o->json && !exact_bytes && (s->thinking_shown || (s->last != 0 && s->last != '\n'))) putchar('\n');
     if (ev.type == QW_EVENT_ERROR) return qw_cli_error(&ev.error);
     if (o->json && (rc = print_json(s, &ev)) != 0) return rc;
     if (ev.finish == QW_FINISH_CONTEXT)
@@ -145,10 +169,14 @@ static int answer(const run_options *o, run_state *s, const qw_request *request)
 static int run(run_options *o, run_state *s)
 {
     int rc = check_options(o);
+    if (rc == 0) rc = qw_cli_thinking_apply(&o->thinking, "run", &o->chat);
     if (rc == 0) rc = read_prompt(o, s);
     if (rc == 0) rc = qw_cli_open(&o->model, &s->model, &s->engine);
     if (rc == 0 && !o->raw && o->suffix == NULL) rc = qw_cli_check_chat_format(s->model);
     if (rc != 0) return rc;
+    const char *fault = qw_cli_thinking_fault(s->model, o->chat.thinking);
+    if (fault != NULL) fprintf(stderr, "qw: note: %s\n", fault);
+    s->shows_thinking = !o->json && isatty(STDOUT_FILENO);
     qw_text text = {qw_buf_str(&s->prompt), s->prompt.n};
     qw_message messages[2];
     size_t n = 0;
@@ -158,6 +186,7 @@ static int run(run_options *o, run_state *s)
     request.kind = o->raw ? QW_PROMPT_RAW : o->suffix != NULL ? QW_PROMPT_FIM : QW_PROMPT_CHAT;
     request.messages = messages;
     request.n_messages = n;
+    request.chat = o->chat;
     request.text = text;
     request.suffix = qw_text_of(o->suffix);
     request.raw_special = o->special;
@@ -182,6 +211,7 @@ int qw_cmd_run(int argc, char **argv)
         {0, "json", QW_CLI_FLAG, &o.json, NULL, "one JSON object with text, token counts and timings", 0, 0},
         {0, "logprobs", QW_CLI_INT, &o.n_logprobs, "N",
          "with --json: log-probabilities, with N alternatives", 0, QW_TOP_LOGPROBS_MAX},
+        QW_CLI_THINKING_OPTS(&o.thinking),
         QW_CLI_SAMPLING_OPTS(&o.sampling),
         QW_CLI_MODEL_OPTS(&o.model),
     };
@@ -191,6 +221,8 @@ int qw_cmd_run(int argc, char **argv)
         .summary = "Answers one prompt. Without -p and -f the prompt is read from a pipe.",
         .opts = opts,
         .n_opts = QW_CLI_COUNT(opts),
+        .details = "On a terminal the thinking of a model is shown, dim, before its answer; with --json it is the field\n"
+                   "reasoning. A pipe gets the answer alone.\n",
         .examples = "qw run -p 'What is a mutex?'\n"
                     "qw run -p 'Explain this file.' -f main.c\n"
                     "git diff | qw run --system 'Write a commit message.' --temp 0.2\n"
@@ -201,6 +233,7 @@ int qw_cmd_run(int argc, char **argv)
     };
     qw_buf_init(&s.prompt, QW_PROMPT_BYTES_MAX, "prompt");
     qw_buf_init(&s.text, (size_t)1 << 30, "answer");
+    qw_buf_init(&s.reasoning, (size_t)1 << 30, "thinking");
     int rc = qw_cli_parse(&spec, &argc, argv);
     if (rc == QW_CLI_GO) rc = run(&o, &s);
     json_decref(s.tokens);
@@ -208,6 +241,7 @@ int qw_cmd_run(int argc, char **argv)
     qw_model_close(s.model);
     qw_buf_free(&s.prompt);
     qw_buf_free(&s.text);
+    qw_buf_free(&s.reasoning);
     qw_cli_strs_free(&o.sampling.stop);
     return rc;
 }

@@ -24,6 +24,7 @@ const char *qw_report_finish(qw_finish finish)
     switch (finish) {
     case QW_FINISH_NONE: return "none";
     case QW_FINISH_STOP: return "stop";
+    case QW_FINISH_TOOL_CALLS: return "tool_calls";
     case QW_FINISH_LENGTH: return "length";
     case QW_FINISH_CONTEXT: return "context";
     case QW_FINISH_CANCELLED: return "cancelled";
@@ -52,9 +53,9 @@ json_t *qw_report_text(qw_text text)
 
 json_t *qw_report_usage(const qw_usage *usage)
 {
-    return json_pack("{s:I, s:I, s:I}", "prompt_tokens", (json_int_t)usage->prompt_tokens, "cached_tokens",
-                     (json_int_t)usage->cached_tokens, "completion_tokens",
-                     (json_int_t)usage->completion_tokens);
+    return json_pack("{s:I, s:I, s:I, s:I}", "prompt_tokens", (json_int_t)usage->prompt_tokens, "cached_tokens",
+                     (json_int_t)usage->cached_tokens, "completion_tokens", (json_int_t)usage->completion_tokens,
+                     "reasoning_tokens", (json_int_t)usage->reasoning_tokens);
 }
 
 json_t *qw_report_timings(const qw_usage *usage, const qw_timings *timings)

@@ -87,16 +87,20 @@ void qw_session_note(qw_session *s, const char *fmt, ...)
 
 /* ---- messages --------------------------------------------------------------------------------- */
 
-static qw_status push(qw_session *s, bool from_user, qw_text text, qw_err *err)
+static qw_status push(qw_session *s, bool from_user, qw_text text, qw_text reasoning, qw_err *err)
 {
-    char *copy = NULL;
+    qw_session_message m = {.from_user = from_user, .n = text.n, .n_reasoning = reasoning.n};
     if (s->n == s->cap) {
         size_t cap = s->cap == 0 ? 16 : 2 * s->cap;
         QW_TRY(qw_grow(&s->messages, s->cap, cap, sizeof(*s->messages), "conversation", err));
         s->cap = cap;
     }
-    QW_TRY(qw_strndup(&copy, text.n > 0 ? text.s : "", text.n, err));
-    s->messages[s->n++] = (qw_session_message){from_user, copy, text.n};
+    QW_TRY(qw_strndup(&m.text, text.n > 0 ? text.s : "", text.n, err));
+    if (reasoning.n > 0 && qw_strndup(&m.reasoning, reasoning.s, reasoning.n, err) != QW_OK) {
+        free(m.text);
+        return QW_E_MEMORY;
+    }
+    s->messages[s->n++] = m;
     return QW_OK;
 }
 
@@ -104,6 +108,7 @@ static qw_status push(qw_session *s, bool from_user, qw_text text, qw_err *err)
 static void pop(qw_session *s)
 {
     qw_session_message *m = &s->messages[--s->n];
+    free(m->reasoning);
     if (m->from_user) {
         free(s->unsent);
         s->unsent = m->text;
@@ -138,10 +143,13 @@ static qw_status submit(qw_session *s, uint64_t *id, qw_err *err)
     QW_TRY(qw_alloc(&messages, s->n + 1, sizeof(*messages), "conversation", err));
     if (s->system != NULL)
         messages[n++] = (qw_message){.role = "system", .content = qw_text_of(s->system)};
-    for (size_t i = 0; i < s->n; i++)
-        messages[n++] = (qw_message){.role = s->messages[i].from_user ? "user" : "assistant",
-                                     .content = {s->messages[i].text, s->messages[i].n}};
+    for (size_t i = 0; i < s->n; i++) {
+        const qw_session_message *m = &s->messages[i];
+        messages[n++] = (qw_message){.role = m->from_user ? "user" : "assistant", .content = {m->text, m->n},
+                                     .reasoning = {m->reasoning, m->n_reasoning}};
+    }
     qw_request request = qw_request_default(s->model);
+    request.chat = s->chat;
     request.messages = messages;
     request.n_messages = n;
     qw_cli_sampling_apply(s->sampling, &request);
@@ -152,7 +160,7 @@ static qw_status submit(qw_session *s, uint64_t *id, qw_err *err)
 }
 
 typedef struct answer_state {
-    qw_buf text;
+    qw_buf text, reasoning;
     int64_t begin_us;
     bool progress_shown;
     bool thinking_shown;
@@ -176,15 +184,20 @@ static void hide_progress(qw_session *s, answer_state *a)
     a->progress_shown = false;
 }
 
-/* Thinking is shown to a person, and is no part of the answer. */
-static void show_thinking(qw_session *s, answer_state *a, qw_text text)
+/* Thinking is shown to a person; it is kept beside the answer and is no part of it. */
+static qw_status take_thinking(qw_session *s, answer_state *a, qw_text text, qw_err *err)
 {
-    if (!s->on_terminal || text.n == 0) return;
-    if (s->notes_dim) fputs("\033[2m", s->notes);
-    qw_cli_put_visible(s->notes, text);
-    if (s->notes_dim) fputs("\033[0m", s->notes);
-    fflush(s->notes);
-    a->thinking_shown = true;
+    if (s->on_terminal && text.n > 0) {
+        qw_cli_put_dim(s->notes, s->notes_dim, text);
+        a->thinking_shown = true;
+    }
+    return qw_buf_add(&a->reasoning, text.s, text.n, err);
+}
+
+static void end_thinking(qw_session *s, answer_state *a)
+{
+    if (a->thinking_shown) fputs("\n\n", s->notes);
+    a->thinking_shown = false;
 }
 
 static qw_status take_event(qw_session *s, answer_state *a, const qw_event *ev, qw_err *err)
@@ -194,10 +207,13 @@ static qw_status take_event(qw_session *s, answer_state *a, const qw_event *ev, 
         return QW_OK;
     }
     hide_progress(s, a);
-    if (ev->type == QW_EVENT_REASONING) show_thinking(s, a, ev->text);
+    if (ev->type == QW_EVENT_REASONING) return take_thinking(s, a, ev->text, err);
+    if (ev->type == QW_EVENT_WARNING) {
+        end_thinking(s, a);
+        qw_session_note(s, "(%.*s)", (int)ev->text.n, ev->text.s);
+    }
     if (ev->type != QW_EVENT_TEXT || ev->text.n == 0) return QW_OK;
-    if (a->thinking_shown) fputs("\n\n", s->notes);
-    a->thinking_shown = false;
+    end_thinking(s, a);
     qw_cli_put_text(ev->text);
     return qw_buf_add(&a->text, ev->text.s, ev->text.n, err);
 }
@@ -220,9 +236,10 @@ static void note_full(qw_session *s, const char *what)
                     "holds more than %u tokens)", what, qw_engine_context(s->engine));
 }
 
-static qw_session_result finish(qw_session *s, const answer_state *a, const qw_event *ev)
+static qw_session_result finish(qw_session *s, answer_state *a, const qw_event *ev)
 {
     qw_err err;
+    end_thinking(s, a);
     bool ends_line = a->text.n == 0 || a->text.data[a->text.n - 1] == '\n';
     /* In a pipe each answer is followed by one newline, whatever it ends in. */
     if (!s->on_terminal || !ends_line) putchar('\n');
@@ -230,7 +247,8 @@ static qw_session_result finish(qw_session *s, const answer_state *a, const qw_e
     fflush(stdout);
     count(s, ev);
     if (a->text.n > 0 || ev->finish == QW_FINISH_STOP || ev->finish == QW_FINISH_LENGTH) {
-        if (push(s, false, (qw_text){a->text.data, a->text.n}, &err) != QW_OK) {
+        qw_text reasoning = {a->reasoning.data, a->reasoning.n};
+        if (push(s, false, (qw_text){a->text.data, a->text.n}, reasoning, &err) != QW_OK) {
             qw_cli_error(&err);
             return QW_SESSION_FAILED;
         }
@@ -265,6 +283,7 @@ static qw_session_result ask(qw_session *s)
         return QW_SESSION_FAILED;
     }
     qw_buf_init(&a.text, ANSWER_BYTES_MAX, "answer");
+    qw_buf_init(&a.reasoning, ANSWER_BYTES_MAX, "thinking");
     qw_status status = QW_OK;
     do {
         qw_cli_next_event(s->engine, id, &ev);
@@ -277,6 +296,7 @@ static qw_session_result ask(qw_session *s)
     qw_cli_interrupted = 0;
     qw_session_result result = finish(s, &a, &ev);
     qw_buf_free(&a.text);
+    qw_buf_free(&a.reasoning);
     if (status == QW_OK) return result;
     qw_cli_error(&err);
     return QW_SESSION_FAILED;
@@ -288,7 +308,7 @@ qw_session_result qw_session_say(qw_session *s, qw_text text)
     s->n_retries = 0;
     free(s->unsent);
     s->unsent = NULL;
-    if (push(s, true, text, &err) != QW_OK) {
+    if (push(s, true, text, (qw_text){0}, &err) != QW_OK) {
         qw_cli_error(&err);
         return QW_SESSION_FAILED;
     }
@@ -301,7 +321,7 @@ qw_session_result qw_session_retry(qw_session *s)
     char *unsent = s->unsent;
     if (unsent != NULL) { /* newer than the last answer */
         s->unsent = NULL;
-        qw_status status = push(s, true, qw_text_of(unsent), &err);
+        qw_status status = push(s, true, qw_text_of(unsent), (qw_text){0}, &err);
         free(unsent);
         if (status != QW_OK) {
             qw_cli_error(&err);
@@ -327,8 +347,9 @@ void qw_session_stats(qw_session *s)
         qw_session_note(s, "no answer yet");
         return;
     }
-    qw_session_note(s, "last answer: %u prompt tokens (%u reused), %u answer tokens", s->usage.prompt_tokens,
-                    s->usage.cached_tokens, s->usage.completion_tokens);
+    qw_session_note(s, "last answer: %u prompt tokens (%u reused), %u answer tokens (%u of them thinking)",
+                    s->usage.prompt_tokens, s->usage.cached_tokens, s->usage.completion_tokens,
+                    s->usage.reasoning_tokens);
     qw_session_note(s, "speed: prefill %.1f tokens/s, decode %.1f tokens/s",
                     qw_report_prefill_rate(&s->usage, &s->timings), qw_report_decode_rate(&s->usage, &s->timings));
     qw_session_note(s, "in all: %llu answer%s, %llu prompt tokens (%llu reused), %llu answer tokens",

@@ -10,9 +10,11 @@
 #include "cli/cli.h"
 
 typedef struct qw_session_message {
-    bool from_user; /* else the model's answer */
-    char *text;     /* owns */
+    bool from_user;    /* else the model's answer */
+    char *text;        /* owns; [n] */
     size_t n;
+    char *reasoning;   /* owns; [n_reasoning]: the thinking before an answer, or NULL */
+    size_t n_reasoning;
 } qw_session_message;
 
 typedef struct qw_session_totals {
@@ -24,6 +26,7 @@ typedef struct qw_session {
     qw_model *model;                 /* borrows */
     qw_engine *engine;               /* borrows */
     const qw_cli_sampling *sampling; /* borrows */
+    qw_chat_options chat;            /* thinking; /think changes it */
     char model_name[256];
     FILE *notes;                     /* borrows: where remarks to the user go */
     bool notes_dim;                  /* it is a terminal */

@@ -22,24 +22,30 @@ static qw_status as_markdown(const qw_session *s, qw_buf *b, qw_err *err)
     if (s->system != NULL) QW_TRY(add_section(b, "System", qw_text_of(s->system), err));
     for (size_t i = 0; i < s->n; i++) {
         const qw_session_message *m = &s->messages[i];
+        if (m->n_reasoning > 0) QW_TRY(add_section(b, "Thinking", (qw_text){m->reasoning, m->n_reasoning}, err));
         QW_TRY(add_section(b, m->from_user ? "User" : "Assistant", (qw_text){m->text, m->n}, err));
     }
     return QW_OK;
 }
 
-static int add_message(json_t *messages, const char *role, qw_text text)
+/* As the service takes messages back: thinking is a field of its own. */
+static int add_message(json_t *messages, const char *role, qw_text text, qw_text reasoning)
 {
-    return json_array_append_new(messages, json_pack("{s:s, s:o}", "role", role, "content", qw_report_text(text)));
+    json_t *message = json_pack("{s:s, s:o}", "role", role, "content", qw_report_text(text));
+    int bad = 0;
+    if (reasoning.n > 0) bad = json_object_set_new(message, "reasoning_content", qw_report_text(reasoning));
+    return bad | json_array_append_new(messages, message);
 }
 
 static qw_status as_json(const qw_session *s, qw_buf *b, qw_err *err)
 {
     json_t *messages = json_array();
     int bad = messages == NULL;
-    if (s->system != NULL) bad |= add_message(messages, "system", qw_text_of(s->system));
+    if (s->system != NULL) bad |= add_message(messages, "system", qw_text_of(s->system), (qw_text){0});
     for (size_t i = 0; i < s->n; i++) {
         const qw_session_message *m = &s->messages[i];
-        bad |= add_message(messages, m->from_user ? "user" : "assistant", (qw_text){m->text, m->n});
+        bad |= add_message(messages, m->from_user ? "user" : "assistant", (qw_text){m->text, m->n},
+                           (qw_text){m->reasoning, m->n_reasoning});
     }
     json_t *root = json_pack("{s:o, s:o}", "model", qw_report_text(qw_text_of(s->model_name)), "messages", messages);
     char *text = bad || root == NULL ? NULL : json_dumps(root, JSON_INDENT(2));

@@ -6,6 +6,7 @@
  *   "empty ..."  no text at all                "control ..." terminal control bytes
  *   "random ..." 16 words drawn from the seed  "think ..."   reasoning, then text
  *   "count ..."  the words one to fifty        "roles ..."   the roles and lengths of the conversation
+ *   "call ..."   text, then two tool calls     "broken ..."  a tool call that breaks off, with a warning
  *   others       "You said: <message>"
  * Any thread may submit; one thread polls. Any file that begins with "GGUF" is a model.
  */
@@ -37,7 +38,8 @@ typedef struct fake_request {
     int64_t max_tokens;
     uint32_t n_done;
     int32_t top_logprobs;
-    bool slow, fails, cancelled, ends_by_length, progress_sent;
+    const qw_event *calls; /* what follows the text; ended by an event without a type */
+    bool has_called, slow, fails, cancelled, ends_by_length, progress_sent;
     qw_usage usage;
     int64_t submitted_us, begin_us, first_us;
 } fake_request;
@@ -111,7 +113,8 @@ void qw_model_get_info(const qw_model *model, qw_model_info *out)
         .chat_format = strstr(model->path, "base") != NULL ? "none" : "qwen2.5", .file_bytes = 4, .n_params = 1,
         .n_layers = 1, .hidden = 1, .n_heads = 1, .n_kv_heads = 1, .head_dim = 1, .ffn = 1, .n_vocab = 258,
         .context_length = 32768, .has_tokenizer = true, .has_fim = true,
-        .chat_template_known = strstr(model->path, "finetune") == NULL,
+        .chat_template_known = strstr(model->path, "finetune") == NULL, .thinks = true,
+        .thinks_always = strstr(model->path, "always") != NULL,
     };
 }
 
@@ -207,6 +210,28 @@ static bool begins(qw_text text, const char *word)
     return text.n >= n && memcmp(text.s, word, n) == 0;
 }
 
+#define TEXT(s) {(s), sizeof(s) - 1}
+static const qw_tool_call rome = {.name = "weather", .arguments = TEXT("{\"place\": \"Rom\"}")};
+static const qw_tool_call clock_call = {.name = "clock", .arguments = TEXT("{}")};
+static const qw_tool_call half = {.name = "weather", .arguments = TEXT("{\"place\": ")};
+static const qw_event two_calls[] = {
+    {.type = QW_EVENT_CALL_BEGIN, .call = &rome},
+    {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{\"place\": ")},
+    {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("\"Rom\"}")},
+    {.type = QW_EVENT_CALL_END, .call = &rome, .complete = true},
+    {.type = QW_EVENT_CALL_BEGIN, .call = &clock_call, .call_index = 1},
+    {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{}"), .call_index = 1},
+    {.type = QW_EVENT_CALL_END, .call = &clock_call, .call_index = 1, .complete = true},
+    {0},
+};
+static const qw_event broken_call[] = {
+    {.type = QW_EVENT_CALL_BEGIN, .call = &half},
+    {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{\"place\": ")},
+    {.type = QW_EVENT_CALL_END, .call = &half},
+    {.type = QW_EVENT_WARNING, .text = TEXT("the call broke off")},
+    {0},
+};
+
 static qw_status answer_text(const qw_request *r, fake_request *f, qw_buf *out, qw_err *err)
 {
     if (r->kind != QW_PROMPT_CHAT) {
@@ -217,7 +242,10 @@ static qw_status answer_text(const qw_request *r, fake_request *f, qw_buf *out, 
     qw_text said = r->messages[r->n_messages - 1].content;
     f->slow = begins(said, "slow");
     f->fails = begins(said, "fail");
-    if (begins(said, "think")) f->reasoning = copy_of("let me see", 10);
+    if (begins(said, "think") && r->chat.thinking != QW_SWITCH_OFF) f->reasoning = copy_of("let me see", 10);
+    if (begins(said, "call")) f->calls = two_calls;
+    if (begins(said, "broken")) f->calls = broken_call;
+    if (begins(said, "call only") || begins(said, "broken")) return QW_OK;
     if (begins(said, "empty")) return QW_OK;
     if (begins(said, "slow")) return numbered_words(SLOW_WORDS, out, err);
     if (begins(said, "count")) return numbered_words(50, out, err);
@@ -435,9 +463,20 @@ static bool next_event(qw_engine *e, qw_event *ev)
         ev->text = (qw_text){e->text, (size_t)n};
         free(f->reasoning);
         f->reasoning = NULL;
+        f->usage.reasoning_tokens = 3;
         return true;
     }
-    if (f->at >= f->n_answer) return end(e, f, ev, QW_FINISH_STOP);
+    if (f->at >= f->n_answer && f->calls != NULL && f->calls->type != 0) {
+        fill(f, ev, f->calls->type);
+        ev->text = f->calls->text;
+        ev->call = f->calls->call;
+        ev->call_index = f->calls->call_index;
+        ev->complete = f->calls->complete;
+        f->has_called = f->has_called || ev->complete;
+        f->calls++;
+        return true;
+    }
+    if (f->at >= f->n_answer) return end(e, f, ev, f->has_called ? QW_FINISH_TOOL_CALLS : QW_FINISH_STOP);
     if (f->max_tokens > 0 && f->usage.completion_tokens >= f->max_tokens) return end(e, f, ev, QW_FINISH_LENGTH);
     if (f->n_prompt + f->usage.completion_tokens >= e->context) return end(e, f, ev, QW_FINISH_CONTEXT);
     return word(e, f, ev);

@@ -81,6 +81,7 @@ def suites(b, python, model, isa):
         ("http rules", [python, "tests/clients/http_rules.py", "--qw", qw, "--model", TINY], True),
         ("http rules, test double", [python, "tests/clients/http_rules.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"],
          True),
+        ("answers", [python, "tests/clients/answers.py", "--qw", qw], True),
         ("openai client", [python, "tests/clients/openai_client.py", "--qw", qw, "--model", TINY], True),
         ("chat page", [python, "tests/web/page.py", "--qw", qw, "--model", TINY], False),
         ("old processor", [python, "tests/cli/old_cpu.py", "--qw", f"{b}/qw"], False),

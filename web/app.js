@@ -6,7 +6,7 @@ const $ = id => document.getElementById(id);
 const page = { model: $("model"), fresh: $("new"), system: $("system"), log: $("log"), hint: $("hint"), form: $("form"),
                input: $("input"), send: $("send"), stop: $("stop"), status: $("status") };
 
-let messages = [];      // {role, content} of the conversation, without the system prompt
+let messages = [];      // {role, content, reasoning_content} of the conversation, without the system prompt
 let running = null;     // AbortController of the answer that is being written
 
 // ---- showing ------------------------------------------------------------------------------------
@@ -78,6 +78,23 @@ function addMessage(role, text) {
   return { article, body };
 }
 
+// The thinking before an answer: open while it is all there is, then a line that can be opened again.
+function showThinking(article, body, text, over) {
+  if (!text) return;
+  let box = article.querySelector("details.thinking");
+  if (!box) {
+    box = element("details", "thinking");
+    box.append(element("summary", "", "Thinking"), element("p", "text", ""));
+    box.open = true;
+    article.insertBefore(box, body);
+  }
+  box.lastChild.textContent = text;
+  if (over && !box.dataset.over) {
+    box.dataset.over = "yes";
+    box.open = false;
+  }
+}
+
 function atBottom() {
   return page.log.scrollHeight - page.log.scrollTop - page.log.clientHeight < 40;
 }
@@ -122,8 +139,8 @@ async function* events(response) {
   }
 }
 
-// Streams one answer; onText gets each piece. Returns the finish reason.
-async function ask(conversation, signal, onText) {
+// Streams one answer; onThought and onText get each piece. Returns the finish reason.
+async function ask(conversation, signal, onThought, onText) {
   const response = await fetch("/v1/chat/completions", {
     method: "POST", signal, headers: { "Content-Type": "application/json" },
     body: JSON.stringify({ messages: conversation, stream: true }),
@@ -135,6 +152,7 @@ async function ask(conversation, signal, onText) {
     const object = JSON.parse(data);
     if (object.error) throw new Error(object.error.message);
     const choice = object.choices[0];
+    if (choice?.delta?.reasoning_content) onThought(choice.delta.reasoning_content);
     if (choice?.delta?.content) onText(choice.delta.content);
     if (choice?.finish_reason) finish = choice.finish_reason;
   }
@@ -149,24 +167,31 @@ async function send(text) {
   mine.push({ role: "user", content: text });
   addMessage("user", text);
   const { article, body } = addMessage("assistant", "");
-  let answer = "", drawn = false, note = null, failed = false;
+  let thought = "", answer = "", drawn = false, note = null, failed = false;
   const draw = () => {
     const follow = atBottom();
     drawn = false;
+    showThinking(article, body, thought, answer !== "");
     showText(body, answer);
     if (follow) page.log.scrollTop = page.log.scrollHeight;
+  };
+  const drawSoon = () => {
+    if (drawn) return;
+    drawn = true;
+    requestAnimationFrame(draw);
   };
   article.classList.add("waiting");
   setRunning(controller);
   try {
     const conversation = system ? [{ role: "system", content: system }, ...mine] : mine;
     const finish = await ask(conversation, controller.signal, piece => {
+      thought += piece;
+      drawSoon();
+    }, piece => {
       answer += piece;
-      if (!drawn) {
-        drawn = true;
-        requestAnimationFrame(draw);
-      }
+      drawSoon();
     });
+    if (!answer && thought) note = "The model thought and gave no answer.";
     if (finish === "length") note = "The answer is cut: the conversation fills the model's context.";
   } catch (error) {
     failed = !controller.signal.aborted;
@@ -176,7 +201,7 @@ async function send(text) {
   article.classList.remove("waiting");
   draw();
   // A question without any answer is taken back, so that the next one does not follow it directly.
-  if (answer) mine.push({ role: "assistant", content: answer });
+  if (answer) mine.push({ role: "assistant", content: answer, ...(thought && { reasoning_content: thought }) });
   else mine.pop();
   if (!answer && failed && mine === messages && page.input.value === "") {
     page.input.value = text;

@@ -172,7 +172,8 @@ def test_run_json(s):
         return
     r = json.loads(out.decode("utf-8"))
     s.equal(sorted(r), sorted(["text", "finish_reason", "usage", "timings", "tokens"]), "fields")
-    s.equal(sorted(r["usage"]), ["cached_tokens", "completion_tokens", "prompt_tokens"], "usage fields")
+    s.equal(sorted(r["usage"]), ["cached_tokens", "completion_tokens", "prompt_tokens", "reasoning_tokens"],
+            "usage fields")
     s.equal(sorted(r["timings"]), sorted(["queue_ms", "prefill_ms", "decode_ms", "prefill_tokens_per_s",
                                           "decode_tokens_per_s"]), "timings fields")
     s.check(r["finish_reason"] in ("stop", "length"), "finish_reason", r["finish_reason"])
@@ -636,7 +637,12 @@ def test_fake_terminal(s):
     s.check(len(lines) >= 4 and all(len(x) <= 30 for x in lines), "remarks are wrapped between words", lines)
     narrow.close()
     s.check("let me see" in (out := c.ask("think about it")), "thinking is shown", out)
-    s.equal([m["content"] for m in c.talk()][-1], "You said: think about it", "thinking is not kept")
+    last = c.talk()[-1]
+    s.equal((last["content"], last["reasoning_content"]), ("You said: think about it", "let me see"),
+            "thinking is kept beside the answer")
+    s.check("call broke off" in (out := c.ask("broken")), "a warning is said", out)
+    s.check("thinking is off" in (out := c.ask("/think off")), "/think off", out)
+    s.check("let me see" not in (out := c.ask("think about it")), "thinking can be switched off", out)
     s.check("told to fail" in (out := c.ask("fail")), "an error is said", out)
     c.ask("/clear")
     c.ask("short")

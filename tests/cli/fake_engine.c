@@ -211,21 +211,22 @@ static bool begins(qw_text text, const char *word)
 }
 
 #define TEXT(s) {(s), sizeof(s) - 1}
+static const qw_tool_call weather_begins = {.name = "weather"}, clock_begins = {.name = "clock"};
 static const qw_tool_call rome = {.name = "weather", .arguments = TEXT("{\"place\": \"Rom\"}")};
 static const qw_tool_call clock_call = {.name = "clock", .arguments = TEXT("{}")};
 static const qw_tool_call half = {.name = "weather", .arguments = TEXT("{\"place\": ")};
 static const qw_event two_calls[] = {
-    {.type = QW_EVENT_CALL_BEGIN, .call = &rome},
+    {.type = QW_EVENT_CALL_BEGIN, .call = &weather_begins},
     {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{\"place\": ")},
     {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("\"Rom\"}")},
     {.type = QW_EVENT_CALL_END, .call = &rome, .complete = true},
-    {.type = QW_EVENT_CALL_BEGIN, .call = &clock_call, .call_index = 1},
+    {.type = QW_EVENT_CALL_BEGIN, .call = &clock_begins, .call_index = 1},
     {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{}"), .call_index = 1},
     {.type = QW_EVENT_CALL_END, .call = &clock_call, .call_index = 1, .complete = true},
     {0},
 };
 static const qw_event broken_call[] = {
-    {.type = QW_EVENT_CALL_BEGIN, .call = &half},
+    {.type = QW_EVENT_CALL_BEGIN, .call = &weather_begins},
     {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{\"place\": ")},
     {.type = QW_EVENT_CALL_END, .call = &half},
     {.type = QW_EVENT_WARNING, .text = TEXT("the call broke off")},

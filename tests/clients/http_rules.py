@@ -480,6 +480,28 @@ def test_fake_reasoning(s, service):
     s.equal("".join(d.get("reasoning_content", "") for d in deltas), "let me see", "reasoning in a stream")
 
 
+def test_fake_calls(s, service):
+    def ask(text, **more):
+        return service.request("POST", "/v1/chat/completions", chat(text, **more))
+    whole = ask("call them").json()["choices"][0]
+    calls = whole["message"]["tool_calls"]
+    s.equal([c["function"] for c in calls], [{"name": "weather", "arguments": '{"place": "Rom"}'},
+                                             {"name": "clock", "arguments": "{}"}], "calls of a whole reply")
+    s.equal((whole["message"]["content"], whole["finish_reason"]), ("You said: call them", "tool_calls"), "beside them")
+    s.check(ask("call only").json()["choices"][0]["message"]["content"] is None, "nothing beside them: null")
+    events = [json.loads(event) for event in list(sse(ask("call them", stream=True).body))[:-1]]
+    pieces = [d["tool_calls"][0] for d in (e["choices"][0]["delta"] for e in events) if "tool_calls" in d]
+    s.equal([(p["index"], p["function"].get("name"), p["function"]["arguments"]) for p in pieces],
+            [(0, "weather", ""), (0, None, '{"place": '), (0, None, '"Rom"}'), (1, "clock", ""), (1, None, "{}")],
+            "calls in a stream")
+    s.check(all(("id" in p) == ("type" in p) == ("name" in p["function"]) for p in pieces), "the first piece has the id")
+    before = service.health()["since_start"]["warnings"]
+    broken = ask("broken").json()["choices"][0]
+    s.equal((broken["message"]["tool_calls"][0]["function"]["arguments"], broken["finish_reason"]), ('{"place": ', "stop"),
+            "a call that broke off")
+    s.equal(service.health()["since_start"]["warnings"], before + 1, "warnings are counted")
+
+
 def test_fake_drain(s, args):
     """The answer takes longer than a shutdown waits: its client is told. Takes ten seconds."""
     service = Service(args.qw, args.model)
@@ -495,7 +517,7 @@ def test_fake_drain(s, args):
 
 def main_fake(s, args):
     service = Service(args.qw, args.model)
-    for test in (test_fake_busy, test_fake_reasoning, test_fake_failure):
+    for test in (test_fake_busy, test_fake_reasoning, test_fake_calls, test_fake_failure):
         s.run(test, service)
     s.equal(service.stop(), 0, "exit code")
     s.run(test_fake_drain, args)

@@ -340,7 +340,8 @@ def write_text(path, new):
                       "merges": merges if new else [" ".join(m) for m in merges]}}
     files = {"tokenizer.json": text, "tokenizer_config.json": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
                                                               "chat_template": "old {{ messages }}"},
-             "generation_config.json": {"eos_token_id": [FIRST + 2, FIRST]}}
+             "generation_config.json": {"eos_token_id": [FIRST + 2, FIRST], "do_sample": True, "temperature": 0.6,
+                                        "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.05}}
     for name, value in files.items():
         with open(f"{path}/{name}", "w", encoding="utf-8") as file:
             json.dump(value, file)
@@ -588,6 +589,8 @@ def expected_keys(f, name):
                   t + "token_type": [x for _, x in tokens_of()], t + "merges": ["h e", "y e", "ye s", "n o"],
                   t + "eos_token_id": FIRST + 2, t + "eot_token_id": FIRST, t + "padding_token_id": FIRST, t + "add_bos_token": False,
                   "tokenizer.chat_template": "new {{ messages }}\n" if f.tiled else "old {{ messages }}"})
+        k.update({"general.sampling." + key: value for key, value in (
+            ("temp", np.float32(0.6)), ("top_k", 20), ("top_p", np.float32(0.95)), ("penalty_repeat", np.float32(1.05)))})
     if f.o.get("score"):
         k.update({f"{a}.pooling_type": 4, f"{a}.classifier.output_labels": ["yes", "no"], "tokenizer.chat_templates": ["rerank"],
                   "tokenizer.chat_template.rerank": RERANK})

@@ -678,7 +678,11 @@ static void test_text_bad(void **state)
     refuse(&f, "eos_token_id is 8, but there are 8 tokens");
     put_text(&f, "generation_config.json", "{\"eos_token_id\":\"x\"}");
     refuse(&f, "generation_config.json: eos_token_id: want an id or a list of ids");
-    put_text(&f, "generation_config.json", "{}");
+    put_text(&f, "generation_config.json", "{\"temperature\":\"hot\"}");
+    refuse(&f, "generation_config.json: \"temperature\" is no number");
+    put_text(&f, "generation_config.json", "{\"top_k\":-1}");
+    refuse(&f, "generation_config.json: \"top_k\" is -1, want 0 to 2147483647");
+    put_text(&f, "generation_config.json", "{\"do_sample\":false,\"temperature\":\"hot\"}"); /* not looked at */
     put_text(&f, "chat_template.jinja", "\xff");
     refuse(&f, "chat_template.jinja: is not valid UTF-8");
 }

@@ -4,8 +4,8 @@
     page.py --qw build/qw --model tests/fixtures/tiny-q4km.gguf [--screenshots FOLDER]
 
 A gate between browser and service holds back a stream after a number of events, so that what the page does in the
-middle of an answer can be looked at however fast the model is. Needs chromium, chromedriver and the package
-selenium. Prints one line per failure and `N passed, M failed`.
+middle of an answer can be looked at however fast the model is. Needs chromium, chromedriver and the packages
+selenium, gguf and numpy. Prints one line per failure and `N passed, M failed`.
 """
 import json
 import os
@@ -22,11 +22,13 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "clients"))
+import script_model  # noqa: E402
 from service import TIMEOUT_S, Service, Suite, arguments  # noqa: E402
 
 FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-extensions",
          "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
          "--no-default-browser-check", "--window-size=900,800"]
+THOUGHT = "Somebody says hello. <b>Politely</b>."
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -272,6 +274,37 @@ def test_looks(s, p):
     p.browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_thinking(s, p):
+    p.browser.get(p.url)
+    p.gate.close_at(3)  # the role and two pieces of the thinking
+    p.say("Hello")
+    p.wait(lambda: p.all("details.thinking p") and p.find("details.thinking p").text != "", "the first thought")
+    s.check(p.find("details.thinking").get_attribute("open") and p.find("article.assistant .body").text == "",
+            "thinking is shown while there is no answer")
+    p.gate.open()
+    s.equal(p.finish(), "Here I am.", "the answer stands apart")
+    box = p.find("details.thinking")
+    s.check(not box.get_attribute("open"), "its thinking folds up")
+    box.find_element(By.CSS_SELECTOR, "summary").click()
+    s.equal(box.find_element(By.CSS_SELECTOR, "p").text, THOUGHT, "and can be opened")
+    p.shot("thinking")
+    p.say("And now?")
+    p.wait(lambda: len(p.all("article")) == 4, "four messages")
+    p.finish()
+    s.equal(p.gate.bodies[-1]["messages"][1], {"role": "assistant", "content": "Here I am.", "reasoning_content": THOUGHT},
+            "it goes back as a field of its own")
+
+
+def on_thinking_model(s, browser, args, folder):
+    path = os.path.join(folder, "thinking.gguf")
+    script_model.write(path, "qwen3", f"<think>\n{THOUGHT}\n</think>\n\nHere I am.", "Not asked.")
+    service = Service(args.qw, path)
+    gate = Gate(service.port)
+    s.run(test_thinking, Page(browser, gate, "thinking", args.screenshots))
+    service.stop()
+    gate.listener.close()
+
+
 def test_errors_shown(s, p, service):
     s.equal(p.logged(), [], "nothing in the browser's console so far")
     p.find("#new").click()
@@ -321,6 +354,8 @@ def main():
             for test in (test_load, test_answer, test_conversation, test_streaming_and_stop,
                          test_new_chat_while_running, test_text_is_text, test_looks):
                 s.run(test, page)
+            on_thinking_model(s, browser, args, profile)
+            page.browser.get(page.url)
             s.run(test_errors_shown, page, service)
         finally:
             browser.quit()

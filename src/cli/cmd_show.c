@@ -176,6 +176,7 @@ static void print_info(const show *s, const qw_model_info *i, const qw_plan *p)
     row("Chat format", "%s%s%s", i->chat_format,
         strcmp(i->chat_format, "none") != 0 && !i->chat_template_known ? " (recognised by likeness)" : "",
         i->has_fim ? "; fills in the middle" : "");
+    if (i->thinks) row("Thinking", "%s", i->thinks_always ? "always" : "unless switched off (--no-think)");
     snprintf(label, sizeof(label), "Memory for a context of %u tokens:", p->context);
     puts(label);
     row_bytes("weights", p->weights_bytes, "mapped");
@@ -213,6 +214,8 @@ static json_t *json_info(const show *s, const qw_model_info *i, const qw_plan *p
     char packed[QW_HUB_PATH_MAX];
     json_object_set_new(o, "packed", json_integer((json_int_t)find_packed(s, packed)));
     json_object_set_new(o, "packed_path", json_string(packed));
+    json_object_set_new(o, "thinks", json_boolean(i->thinks));
+    json_object_set_new(o, "thinks_always", json_boolean(i->thinks_always));
     if (!m) return o;
     json_object_set_new(o, "name", json_string(m->name));
     json_object_set_new(o, "source", json_string(m->source));

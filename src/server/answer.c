@@ -201,22 +201,26 @@ static qw_status collect_text(qw_answer *a, const qw_event *ev, qw_err *err)
     return QW_OK;
 }
 
-static void collect_call(qw_answer *a, const qw_tool_call *call)
+static qw_status collect_call(qw_answer *a, const qw_tool_call *call, qw_err *err)
 {
     char call_id[QW_ID_BYTES];
+    a->calls_bytes += strlen(call->name) + call->arguments.n;
+    if (a->calls_bytes > QW_ANSWER_BYTES_MAX)
+        return qw_fail(err, QW_E_LIMIT, "tool calls of an answer: more than %d bytes", QW_ANSWER_BYTES_MAX);
     qw_id_make(call_id, "call_");
     if (a->calls == NULL) a->calls = json_array();
     json_array_append_new(a->calls, qw_chat_call(call, call_id));
+    return QW_OK;
 }
 
 static void collect(qw_answer *a, const qw_event *ev)
 {
     qw_err err;
-    if (collect_text(a, ev, &err) != QW_OK) {
+    qw_status status = ev->type == QW_EVENT_CALL_END ? collect_call(a, ev->call, &err) : collect_text(a, ev, &err);
+    if (status != QW_OK) {
         break_off(a, 503, err.text);
         return;
     }
-    if (ev->type == QW_EVENT_CALL_END) collect_call(a, ev->call);
     if (!a->logprobs || ev->n_tokens == 0) return;
     json_t *tokens = qw_chat_tokens(a->service->model, ev);
     json_array_extend(a->tokens, tokens);

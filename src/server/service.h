@@ -45,6 +45,7 @@ typedef struct qw_answer {
     qw_chat_head head;
     qw_buf text, reasoning; /* not streamed: so far */
     json_t *tokens, *calls; /* the same for logprobs.content and tool_calls; own; NULL: none */
+    size_t calls_bytes;     /* text in them */
 } qw_answer;
 
 /* Counted since the start; shown by /health. */

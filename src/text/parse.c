@@ -173,6 +173,13 @@ static qw_status take_tag(qw_parser *p, parse_tag tag)
     return QW_OK;
 }
 
+/* Nothing but thinking and calls so far: an object may be a call without its tags. */
+static bool may_begin_bare(const qw_parser *p)
+{
+    return p->has_tools && !p->xml_calls &&
+           (p->state == PARSE_START || p->state == PARSE_TEXT_HEAD || p->state == PARSE_AFTER_CALL);
+}
+
 static qw_status text_step(qw_parser *p, char c)
 {
     if (p->in_tag) {
@@ -189,6 +196,7 @@ static qw_status text_step(qw_parser *p, char c)
         p->tag = 0;
         return qw_parse_hold(p, c);
     }
+    if (c == '{' && may_begin_bare(p)) return qw_parse_begin_bare(p, c);
     if (c != '\n') return qw_parse_text(p, (qw_text){&c, 1});
     if (p->state == PARSE_THINK_HEAD || p->state == PARSE_TEXT_HEAD) return markup(p, (qw_text){&c, 1});
     p->lines++;

@@ -1,7 +1,8 @@
 /* parse_call.c: the head and the end of a call, and the JSON form: {"name": ..., "arguments": {...}}.
  *
- * Until a call is announced all of it is held and may still turn out to be text. It is announced where its arguments
- * begin and its function is known; when the arguments come first, at the end of the object.
+ * Small models forget <tool_call>, so the object may also begin an answer by itself. Until a call is announced all of it
+ * is held and may still turn out to be text. It is announced where its arguments begin and its function is known; when the
+ * arguments come first, at the end of the object.
  */
 #include "text/json_view.h"
 #include "text/parse_private.h"
@@ -73,6 +74,15 @@ static void begin_object(qw_parser *p)
     p->json_form = true;
     p->state = PARSE_JSON;
     qw_json_push_byte(&p->json, '{');
+}
+
+qw_status qw_parse_begin_bare(qw_parser *p, char c)
+{
+    p->back = p->state;
+    p->wrapped = false;
+    QW_TRY(qw_parse_hold(p, c));
+    begin_object(p);
+    return QW_OK;
 }
 
 static qw_status open_step(qw_parser *p, char c)

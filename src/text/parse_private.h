@@ -110,6 +110,8 @@ bool qw_parse_thinking(const qw_parser *p); /* the state is one of thinking */
 
 /* ---- parse_call.c */
 qw_status qw_parse_call_step(qw_parser *p, char c) QW_MUST_CHECK;
+/* The first byte of a JSON call without <tool_call>. */
+qw_status qw_parse_begin_bare(qw_parser *p, char c) QW_MUST_CHECK;
 qw_status qw_parse_call_finish(qw_parser *p) QW_MUST_CHECK;
 /* held cannot become a call: text again, but for its last n bytes, which are read again. */
 qw_status qw_parse_no_call(qw_parser *p, size_t n) QW_MUST_CHECK;

@@ -250,6 +250,9 @@ def test_pipe(s, program, path):
     for args in (["--think", "--no-think"], ["--effort", "high"], ["--raw", "--think"]):
         rc, out, err = program.run(*run, *args)
         s.check(rc == 2 and out == "" and len(err) == 1 and "--" in err[0], f"qw run {' '.join(args)}", (rc, out, err))
+    for name, thinks in (("qwen3", True), ("broken", False)):
+        shown = json.loads(program.run("show", "-m", path(name), "--json")[1])
+        s.equal((shown["thinks"], shown["thinks_always"]), (thinks, False), f"qw show: does {name} think")
     rc, out, _ = program.run("chat", "-m", path("qwen3"), "--no-think", stdin=b"hi\n/think on\nhi\n/think off\nhi\n")
     s.equal((rc, out), (0, f"{PLAIN}\n{ANSWER}\n{PLAIN}\n"), "qw chat in a pipe, and /think")
 

@@ -158,6 +158,7 @@ static void same(const event_log *a, const event_log *b, const char *how, const 
 /* ---- cases ------------------------------------------------------------------------------------ */
 
 #define GET_JSON "<tool_call>\n{\"name\": \"get\", \"arguments\": {\"city\": \"Köln\", \"days\": 3}}\n</tool_call>"
+#define GET_BARE "{\"name\": \"get\", \"arguments\": {\"city\": \"Köln\", \"days\": 3}}"
 #define GET_XML                                                                                              \
     "<tool_call>\n<function=get>\n<parameter=city>\nKöln\n</parameter>\n<parameter=days>\n3\n</parameter>\n"  \
     "</function>\n</tool_call>"
@@ -224,6 +225,25 @@ static const struct {
     {&plain, "<tool_call><tool_call>{\"name\":\"f\"}</tool_call>", "|warn:|text:<tool_call>|call:f|args:{}|end:whole"},
     {&plain, "<tool_call> [1]", "|warn:|text:<tool_call> [1]"},
     {&no_tools, GET_JSON, "|text:" GET_JSON},
+    /* the JSON form without <tool_call>: where nothing stands before it, and for known functions */
+    {&plain, GET_BARE, GET_EVENTS},
+    {&plain, "\n " GET_BARE, "|text:\n " GET_BARE},
+    {&plain, "\n\n" GET_BARE "\n", GET_EVENTS},
+    {&plain, GET_BARE "\n" GET_BARE "\n\nDone", GET_EVENTS GET_EVENTS "|text:\n\nDone"},
+    {&plain, GET_JSON "\n" GET_BARE, GET_EVENTS GET_EVENTS},
+    {&plain, GET_BARE "\n</tool_call>", GET_EVENTS},
+    {&plain, "So: " GET_BARE, "|text:So: " GET_BARE},
+    {&thinks, "<think>\nx\n</think>\n\n" GET_BARE, "|think:x" GET_EVENTS},
+    {&plain, "{\"arguments\": {}, \"name\": \"get\"}", "|call:get|args:{}|end:whole"},
+    {&plain, "{\"name\": \"get\", \"arguments\": {\"city\": x}}", "|call:get|args:{\"city\": |end:broken|warn:|text:x}}"},
+    {&plain, "{\"name\": \"get\", \"arguments\": {\"ci", "|call:get|args:{\"ci|end:broken|warn:"},
+    {&plain, "{\"name\": \"foo\", \"arguments\": {}}", "|text:{\"name\": \"foo\", \"arguments\": {}}"},
+    {&plain, "{\"name\": \"Ann\", \"age\": 3}\n", "|text:{\"name\": \"Ann\", \"age\": 3}\n"},
+    {&plain, "{\"name\": \"Ann\"}", "|text:{\"name\": \"Ann\"}"},
+    {&plain, "{{}}", "|text:{{}}"},
+    {&plain, "{\n", "|text:{\n"},
+    {&xml, GET_BARE, "|text:" GET_BARE},
+    {&no_tools, GET_BARE, "|text:" GET_BARE},
     /* the XML form */
     {&xml, GET_XML, GET_EVENTS},
     {&plain, GET_XML, GET_EVENTS},

@@ -226,6 +226,7 @@ qw_status qw_engine_answer_prefilled(qw_engine_answer *a, uint32_t n, qw_err *er
 /* Text still held by the detokeniser and the stop strings, unless one of these cut it off; and by the parser. */
 static qw_status flush(qw_engine_answer *a, qw_err *err)
 {
+    if (a->cut) return QW_OK;
     qw_buf_clear(&a->decoded);
     qw_buf_clear(&a->text);
     if (!a->stop.hit) {

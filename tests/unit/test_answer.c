@@ -92,6 +92,7 @@ typedef struct rig {
     int32_t tokens[TOKENS_MAX];
     size_t n_pushed, n_seen;
     bool ended;
+    qw_event_type newest;
     qw_event last;        /* the terminal event; its pointers are copied below */
     char stop[QW_STOP_BYTES_MAX + 1];
 } rig;
@@ -133,6 +134,7 @@ static void rig_close(rig *r)
 static void see(rig *r, const qw_event *ev)
 {
     assert_false(r->ended);
+    r->newest = ev->type;
     assert_int_equal(ev->request, 7);
     assert_ptr_equal(ev->user, r);
     assert_true(ev->n_tokens <= 1);
@@ -339,6 +341,10 @@ static void test_one_call(void **state)
     check(&one, "<tool_call>{\"name\": \"weather\", \"arguments\": {\"da", QW_FINISH_LENGTH,
           "B0(weather)A0({\"da)E0-W(the answer ended inside a tool call)", QW_FINISH_LENGTH);
     check(&one, "hello", QW_FINISH_NONE, "T(hello)", QW_FINISH_STOP);
+    /* a stop string holds back the end of the call and more, which comes in one piece then: what follows is cut */
+    const options held = {.one_call = true, .stop = "</tool_call>\n<tool_call>!"};
+    check(&held, CALL("{}") "\n" CALL("{}"), QW_FINISH_LENGTH, "B0(weather)A0({})E0+", QW_FINISH_TOOL_CALLS);
+    check(&held, CALL("{}") "\nhello", QW_FINISH_LENGTH, "B0(weather)A0({})E0+", QW_FINISH_TOOL_CALLS);
 }
 
 static void test_limits(void **state)
@@ -368,10 +374,15 @@ static void test_characters(void **state)
     rig *r = rig_open(&(options){.in_thinking = true}, true);
     push(r, 0xC3);
     assert_string_equal(r->line.text, "");
+    assert_int_equal(r->newest, QW_EVENT_REASONING); /* without text: the kind that it will be */
     push(r, 0xA9);
     push(r, 0xE2);
     end(r, QW_FINISH_LENGTH);
     assert_string_equal(r->line.text, "R(\xC3\xA9\xEF\xBF\xBD)");
+    rig_close(r);
+    r = rig_open(&(options){.thinks = true}, true);
+    push(r, 0xC3);
+    assert_int_equal(r->newest, QW_EVENT_TEXT);
     rig_close(r);
 }
 

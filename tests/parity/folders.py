@@ -58,15 +58,16 @@ class Tensor:
 
 
 def write_safetensors(path, tensors):
-    header, data = {"__metadata__": {"format": "pt"}}, b""
+    header, at = {"__metadata__": {"format": "pt"}}, 0
     for name, t in tensors.items():
-        raw = t.array.tobytes()
-        header[name] = {"dtype": t.dtype, "shape": list(t.array.shape), "data_offsets": [len(data), len(data) + len(raw)]}
-        data += raw
+        header[name] = {"dtype": t.dtype, "shape": list(t.array.shape), "data_offsets": [at, at + t.array.nbytes]}
+        at += t.array.nbytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text + data)
+        file.write(len(text).to_bytes(8, "little") + text)
+        for t in tensors.values():
+            file.write(t.array.data)
 
 
 # ---- folders --------------------------------------------------------------------------------------
@@ -85,12 +86,14 @@ class Folder:
         self.tiled = model_type.startswith("qwen3_5")
         self.qkv_bias = model_type.startswith("qwen2")
         self.h, self.layers = options.get("hidden", 64), options.get("layers", 4 if self.hybrid else 2)
-        self.heads, self.kv, self.hd = 4, 2, options.get("head_dim", 16 if not self.hybrid else 32)
+        self.vocab, self.heads, self.kv = options.get("vocab", VOCAB), options.get("heads", 4), options.get("kv_heads", 2)
+        self.hd = options.get("head_dim", 16 if not self.hybrid else 32)
         if model_type.startswith("qwen2"):
             self.hd = self.h // self.heads
-        self.ffn, self.xffn, self.sffn, self.experts, self.used = 96, options.get("xffn", 32), 48, options.get("experts", 5), 2
-        self.nk, self.r = options.get("key_heads", 2), options.get("ratio", 2)
-        self.nv, self.kd, self.vd, self.taps = self.nk * self.r, 16, 32, 4
+        self.ffn, self.xffn, self.sffn = options.get("ffn", 96), options.get("xffn", 32), options.get("shared_ffn", 48)
+        self.experts, self.used = options.get("experts", 5), options.get("used", 2)
+        self.nk, self.r, self.taps = options.get("key_heads", 2), options.get("ratio", 2), 4
+        self.nv, self.kd, self.vd = self.nk * self.r, options.get("key_dim", 16), options.get("value_dim", 32)
         self.shared = self.moe and model_type != "qwen3_moe" and options.get("shared", True)
         self.tied, self.mtp = options.get("tied", False), options.get("mtp", 0)
         self.quant, self.group = options.get("quant"), options.get("group", 32)
@@ -211,12 +214,12 @@ class Folder:
         return not self.moe or i in self.o.get("mlp_only_layers", [])
 
     def make(self):
-        self.store(self.prefix + "embed_tokens.weight", VOCAB, self.h)
+        self.store(self.prefix + "embed_tokens.weight", self.vocab, self.h)
         for i, kind in enumerate(self.types):
             self.layer(f"{self.prefix}layers.{i}.", kind == "linear_attention", self.dense_layer(i))
         self.store(self.prefix + "norm.weight", self.h)
         if (not self.tied and not self.o.get("score")) or self.o.get("head_anyway"):
-            self.store("lm_head.weight", VOCAB, self.h)
+            self.store("lm_head.weight", self.vocab, self.h)
         if self.o.get("score"):
             self.store("score.weight", 2 if self.o["score"] != ["LABEL_0"] else 1, self.h)
         for i in range(self.mtp):
@@ -250,7 +253,7 @@ class Folder:
             if self.hybrid:
                 c["rope_parameters"]["partial_rotary_factor"] = 0.25
             if self.tiled and not self.o.get("no_sections"):
-                c["rope_parameters"]["mrope_section"] = [2, 1, 1]
+                c["rope_parameters"]["mrope_section"] = self.o.get("sections", [2, 1, 1])
         if self.moe:
             c[self.o.get("expert_key", "num_experts")] = self.experts
             c.update(num_experts_per_tok=self.used, moe_intermediate_size=self.xffn)
@@ -295,7 +298,10 @@ class Folder:
             with open(f"{path}/model.safetensors.index.json", "w", encoding="utf-8") as file:
                 json.dump(index, file)
         if self.o.get("text", True):
-            write_text(path, self.tiled)
+            self.write_text(path)
+
+    def write_text(self, path):
+        write_text(path, self.tiled)
 
 
 # ---- tokenizer ------------------------------------------------------------------------------------

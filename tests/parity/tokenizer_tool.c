@@ -1,6 +1,6 @@
 /* tokenizer_tool.c: the tokenizer and the chat renderer behind a pipe, for the parity tests.
  *
- * Use: tokenizer_tool MODEL.gguf | --vocab FILE, then [--pre qwen2|qwen35] [--template FILE] [--time]
+ * Use: tokenizer_tool MODEL [--pre qwen2|qwen35] [--template FILE] [--time]; MODEL is a GGUF file or a folder.
  * Requests on standard input: one byte of what to do, a 32-bit length, that many bytes. Answers on standard
  * output: a 32-bit status (qw_status), a 32-bit length, that many bytes (the error's sentence on failure).
  *   E, S   text to ids (int32 each), without and with added tokens
@@ -9,7 +9,6 @@
  *          as a number) to text, or to ids
  *   G      a conversation to its segments: three 32-bit numbers each (kind, begin, end)
  *   K      the chat format's number and 1 when the template's hash is known, else 0 (32 bits each)
- * --vocab: counts and lengths are 32-bit; n, then type, length and bytes of each token, then the merges.
  */
 #include <jansson.h>
 #include <stdio.h>
@@ -53,41 +52,6 @@ static qw_status put_u32(qw_buf *out, size_t value, qw_err *err)
 }
 
 /* ---- opening ---------------------------------------------------------------------------------- */
-
-static qw_text take_text(const char **s, const char *end)
-{
-    size_t n = take_u32(s, end);
-    if ((size_t)(end - *s) < n) die("input ends inside a text");
-    qw_text text = {*s, n};
-    *s += n;
-    return text;
-}
-
-static qw_status open_vocab(const char *path, qw_pre pre, qw_tokenizer **out, qw_err *err)
-{
-    char *data;
-    size_t size;
-    QW_TRY(qw_file_read(path, FILE_MAX, &data, &size, err));
-    const char *s = data, *end = data + size;
-    size_t n = take_u32(&s, end);
-    qw_text *tokens = calloc(n + 1, sizeof *tokens);
-    uint8_t *types = calloc(n + 1, 1);
-    if (!tokens || !types) die("out of memory");
-    for (size_t i = 0; i < n; i++) {
-        types[i] = (uint8_t)take_u32(&s, end);
-        tokens[i] = take_text(&s, end);
-    }
-    size_t n_merges = take_u32(&s, end);
-    qw_text *merges = calloc(n_merges + 1, sizeof *merges);
-    if (!merges) die("out of memory");
-    for (size_t i = 0; i < n_merges; i++) merges[i] = take_text(&s, end);
-    qw_status status = qw_tokenizer_open(tokens, types, n, merges, n_merges, pre, out, err);
-    free(tokens);
-    free(types);
-    free(merges);
-    free(data);
-    return status;
-}
 
 /* Opens the file's tokenizer; with another pre-tokenizer its vocabulary is taken as plain data. */
 static qw_status open_gguf(const char *path, const qw_pre *pre, struct tool *tool, qw_err *err)
@@ -297,24 +261,22 @@ static void serve(const struct tool *tool)
 int main(int argc, char **argv)
 {
     struct tool tool = {0};
-    const char *model = NULL, *vocab = NULL, *template_path = NULL;
+    const char *model = NULL, *template_path = NULL;
     qw_pre pre = QW_PRE_QWEN2;
     bool have_pre = false, show_time = false;
     qw_err err = {0};
     for (int i = 1; i < argc; i++) {
         bool value = i + 1 < argc;
         if (strcmp(argv[i], "--time") == 0) show_time = true;
-        else if (strcmp(argv[i], "--vocab") == 0 && value) vocab = argv[++i];
         else if (strcmp(argv[i], "--template") == 0 && value) template_path = argv[++i];
         else if (strcmp(argv[i], "--pre") == 0 && value) {
             pre = strcmp(argv[++i], "qwen35") == 0 ? QW_PRE_QWEN35 : QW_PRE_QWEN2;
             have_pre = true;
         } else model = argv[i];
     }
-    if (!model && !vocab) die("a model or --vocab is needed");
+    if (!model) die("a model is needed");
     int64_t begin = qw_clock_us();
-    qw_status status = vocab ? open_vocab(vocab, pre, &tool.tokenizer, &err)
-                             : open_gguf(model, have_pre ? &pre : NULL, &tool, &err);
+    qw_status status = open_gguf(model, have_pre ? &pre : NULL, &tool, &err);
     if (status != QW_OK) die(err.text);
     if (show_time) fprintf(stderr, "opened in %lld us\n", (long long)(qw_clock_us() - begin));
     if (template_path) {

@@ -185,7 +185,7 @@ void check_delta(ca_ctx *ctx)
 {
     static const size_t lengths[] = {1, 2, 3, 4, 7, 8, 9, 15, 16, 17, 31, 33, 64, 100, 128, 129, 200};
     static const size_t dims[] = {8, 9, 10, 11, 16, 32, 63, 64, 128, 192, 256};
-    static const size_t tokens[] = {1, 2, 3, 4, 5, 8, 17, 33, 70};
+    static const size_t tokens[] = {1, 2, 3, 4, 5, 8, 17, 33, 63, 64, 65, 70, 128, 1000};
     if (ctx->quick && inherited(ctx)) return;
     for (size_t n_taps = 1; n_taps <= TAPS_MAX; n_taps++)
         for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
@@ -193,6 +193,7 @@ void check_delta(ca_ctx *ctx)
     for (size_t d = 0; d < sizeof dims / sizeof *dims; d++)
         for (size_t i = 0; i < sizeof tokens / sizeof *tokens; i++) {
             if (ctx->quick && tokens[i] > 8 && dims[d] > 16) continue;
+            if (tokens[i] > 70 && dims[d] != 16 && dims[d] != 128) continue;
             check_rule(ctx, dims[d], tokens[i], 1.0f);
             if (i % 3 == 0) check_rule(ctx, dims[d], tokens[i], d % 2 ? 1e30f : 1e-38f);
         }

@@ -5,6 +5,7 @@ Use:   python3 tests/parity/families.py --qw build/qw [--only WORD] [--mutants] 
 
 1. Each folder, converted by reference_convert.py: `qw logits --exact` within 1e-3 of transformers' float32 at every position
    (logits reach 15); default mode within what its arithmetic may cost, as median KL and equal best tokens.
+   Of models that have one, a prompt of 1000 tokens at the positions that make_families.py kept.
 2. The same in Q8_0 where rows allow it: default mode against --exact on the same file. It runs what dense BF16 does not: packed
    weights and experts of them.
 3. --mutants, in place of 1 and 2: each model broken on purpose, in every way of family_mutants.py that changes its file, must
@@ -23,6 +24,7 @@ import sys
 import tempfile
 
 import common
+import make_families
 import reference_convert
 from logits_small import Count
 
@@ -122,6 +124,17 @@ def check_depth(count, bench, name, path):
     count.check(run.returncode == 0 and run.stdout.count('"depth":8') == 2, f"{name}: bench at a depth{run.stderr.rstrip()}")
 
 
+def check_long(count, bench, name, folder):
+    """The long prompt of models that have one."""
+    import numpy
+    if name not in make_families.LONG_NAMES:
+        return
+    tokens = common.read_tokens(os.path.join(folder, "long.tokens.json"))
+    have = bench.of_model(reference_convert.convert(folder), tokens, name + "-long")
+    near(count, f"{name} --exact, {len(tokens)} tokens", numpy.load(os.path.join(folder, "long.logits.npy")),
+         None if have is None else have[list(make_families.LONG_POSITIONS)])
+
+
 def check_model(count, bench, name, folder, tokens, want):
     """All checks of one folder but for the mutants."""
     model = reference_convert.convert(folder)
@@ -158,6 +171,7 @@ def main():
                 bitten |= check_mutants(*case)
             else:
                 check_model(*case)
+                check_long(*case[:4])
             if options.folders:
                 check_folder(*case)
     if options.mutants and not options.only:

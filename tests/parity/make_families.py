@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 """Makes tests/fixtures/families: a tiny random model of every shape that matters in every family of Qwen text models.
 
-Use:   python3 tests/parity/make_families.py [--only NAME] [--out tests/fixtures/families]
+Use:   python3 tests/parity/make_families.py [--only NAME] [--long] [--out tests/fixtures/families]
 
 Each NAME is a folder as transformers saves it (config.json, generation_config.json, *.safetensors) with tokens.json (150 ids)
 and logits.npy (float32 [150, vocabulary], computed by transformers in float32 from the saved folder, eager attention, the
-delta-net in PyTorch). Default initialisation would leave biases zero and norms one, and the logits so flat that a broken model
-passes: here every parameter is random, biases, norms and decays too, with gains that keep every part of a layer audible. Weights
-are representable in BF16 (F16 where they are stored so): both sides compute with the same numbers.
+delta-net in PyTorch). Some models with delta-nets also have long.tokens.json (1000 ids) and long.logits.npy, the logits at
+LONG_POSITIONS of it; --long makes only these, from folders that are there.
+
+Default initialisation would leave biases zero and norms one, and the logits so flat that a broken model passes: here every
+parameter is random, biases, norms and decays too, with gains that keep every part of a layer audible. Weights are representable
+in BF16 (F16 where they are stored so): both sides compute with the same numbers.
 
 Checked before a model is kept: standard deviation of the logits >= 1; float32 within 1e-4 of float64; the last expert or block
 chosen and the first not chosen are further apart than rounding could turn. The same seed gives the same files.
@@ -25,6 +28,9 @@ import common
 
 N_TOKENS = 150
 ENDS = (40, 60, 61)  # positions of an end-of-text token, which n-grams do not reach across
+LONG_NAMES = ("qwen3next-r3", "qwen35-r1", "qwen35-r2", "qwen35-r3", "qwen35moe-r2", "qwen35moe-r3")
+N_LONG, LONG_TRIES = 1000, 100
+LONG_POSITIONS = (0, 62, 63, 64, 65, 127, 128, 255, 256, 511, 512, 640, 959, 960, 998, 999)  # delta-nets go by chunks of 64
 STD_MIN, FLOAT64_MAX, GAP_MIN = 1.0, 1e-4, 2e-4
 
 # An epsilon of 1e-6 would be inaudible in these.
@@ -244,6 +250,30 @@ def compute(model, tokens):
     return logits.double().numpy(), min(gaps, default=None)
 
 
+def make_long(name, out):
+    """The long prompt of a folder: the first of some that is fit."""
+    import numpy
+    seed, kind, _, _ = MODELS[name]
+    folder = os.path.join(out, name)
+    model, exact_model = (load(folder, kind, dtype) for dtype in ("float32", "float64"))
+    for at in range(seed + 2000, seed + 2000 + LONG_TRIES):
+        rng = numpy.random.Generator(numpy.random.PCG64(at))
+        tokens = [int(x) for x in rng.integers(0, model.config.get_text_config().vocab_size, N_LONG)]
+        logits, gap = compute(model, tokens)
+        if gap is not None and gap < GAP_MIN:
+            continue
+        rounding = float(numpy.abs(logits - compute(exact_model, tokens)[0]).max())
+        if rounding <= FLOAT64_MAX:
+            break
+    else:
+        common.fail(f"{name}: none of {LONG_TRIES} long prompts is fit")
+    with open(os.path.join(folder, "long.tokens.json"), "w", encoding="ascii") as file:
+        file.write(json.dumps(tokens) + "\n")
+    numpy.save(os.path.join(folder, "long.logits.npy"), logits[list(LONG_POSITIONS)].astype(numpy.float32))
+    print(f"{name}, {N_LONG} tokens: seed {at}, float32 against float64 {rounding:.1e}, gap "
+          f"{gap if gap is None else round(gap, 5)}", flush=True)
+
+
 def make(name, out):
     """One folder; a line of facts; fails when the model is not fit to be a fixture."""
     import numpy
@@ -273,6 +303,7 @@ def make(name, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=sorted(MODELS), metavar="NAME")
+    parser.add_argument("--long", action="store_true", help="only the long prompts")
     parser.add_argument("--out", default=os.path.join(common.FIXTURES, "families"))
     options = parser.parse_args()
     common.enter("oracle")
@@ -285,7 +316,10 @@ def main():
     torch.set_num_threads(2)
     torch.set_float32_matmul_precision("highest")
     for name in [options.only] if options.only else MODELS:
-        make(name, options.out)
+        if not options.long:
+            make(name, options.out)
+        if name in LONG_NAMES:
+            make_long(name, options.out)
     print(f"{options.out}: transformers {transformers.__version__}", file=sys.stderr)
 
 

@@ -2,9 +2,9 @@
  *
  * Runs from the repository's root on the committed tiny models and on those of every family that tests/run.py converts into
  * build/families, in default and in exact mode, on 1, 2 and 3 threads: one pass over the whole prompt is the reference; every
- * cut into two pieces, token by token, random pieces, and batches shared with other sequences must agree bit for bit. The state
- * of sequences (fork, copy on write, truncate, page limits) is tested with the same yardstick. --isa LEVEL: as a processor of
- * that level.
+ * cut into two pieces, token by token, random pieces, and batches shared with other sequences must agree bit for bit; models with
+ * delta-nets also over 1000 tokens. The state of sequences (fork, copy on write, truncate, page limits) is tested with the same
+ * yardstick. --isa LEVEL: as a processor of that level.
  */
 #include <stdarg.h>
 #include <stddef.h>
@@ -19,17 +19,18 @@
 #include "model/runtime.h"
 #include "model/weights.h"
 
-enum { N = 150, SEQS = 4, SEED = 20240711 }; /* N crosses two attention tiles */
+enum { N = 150, LONG = 1000, SEQS = 4, SEED = 20240711 }; /* N crosses two attention tiles */
 
 typedef struct fixture {
     qw_gguf *file;
     qw_net *net;
     qw_weights *weights;
     qw_runtime rt;
-    int32_t tokens[N];
+    uint32_t n; /* tokens of the prompt: N or LONG */
+    int32_t tokens[LONG];
     size_t n_vocab;
-    float *reference; /* [N, n_vocab] */
-    float *logits;    /* [N, n_vocab] */
+    float *reference; /* [n, n_vocab] */
+    float *logits;    /* [n, n_vocab] */
 } fixture;
 
 /* Every cut is tried at the machine's own level, some at a lower one beside it. The reference kernels take some twenty times as
@@ -44,22 +45,24 @@ static uint32_t rng(uint32_t below)
     return (rng_state >> 8) % below;
 }
 
-static void open_fixture(fixture *f, const char *path, bool exact, int n_threads)
+static void open_fixture(fixture *f, const char *path, bool exact, int n_threads, uint32_t n)
 {
     qw_err err = {0};
-    qw_runtime_options o = {.n_threads = n_threads, .exact = exact, .n_rows_max = 256, .n_seqs = SEQS,
-                            .seq_tokens_max = 256};
+    uint32_t n_max = n > 256 ? n : 256;
+    qw_runtime_options o = {.n_threads = n_threads, .exact = exact, .n_rows_max = n_max, .n_seqs = SEQS,
+                            .seq_tokens_max = n_max};
     memset(f, 0, sizeof *f);
+    f->n = n;
     if (qw_gguf_open(path, &f->file, &err)) fail_msg("%s (tests/run.py makes build/families)", err.text);
     if (qw_net_open(f->file, &f->net, &err) || qw_runtime_create(f->net, &o, &f->rt, &err)) {
         fail_msg("%s", err.text);
     }
     if (!exact && qw_weights_create(f->net, NULL, f->rt.pool, &f->weights, &err)) fail_msg("%s", err.text);
     f->n_vocab = f->net->hp.n_vocab;
-    f->reference = calloc(N * f->n_vocab, sizeof(float));
-    f->logits = calloc(N * f->n_vocab, sizeof(float));
+    f->reference = calloc(n * f->n_vocab, sizeof(float));
+    f->logits = calloc(n * f->n_vocab, sizeof(float));
     rng_state = SEED;
-    for (int i = 0; i < N; i++) f->tokens[i] = (int32_t)rng((uint32_t)f->n_vocab);
+    for (uint32_t i = 0; i < n; i++) f->tokens[i] = (int32_t)rng((uint32_t)f->n_vocab);
 }
 
 static void close_fixture(fixture *f)
@@ -82,8 +85,9 @@ static qw_seq *new_seq(fixture *f)
 /* Appends tokens [seq->n_tokens, +n) of `tokens` in one pass and stores their logits by position. */
 static void append(fixture *f, qw_seq *seq, const int32_t *tokens, uint32_t n, float *logits)
 {
-    qw_row rows[N];
-    uint32_t all[N], first = seq->n_tokens;
+    static qw_row rows[LONG];
+    static uint32_t all[LONG];
+    uint32_t first = seq->n_tokens;
     assert_int_equal(qw_seq_reserve(seq, first + n, NULL), QW_OK);
     for (uint32_t i = 0; i < n; i++) {
         rows[i] = (qw_row){.seq = seq, .pos = first + i, .token = tokens[first + i], .silent = !logits};
@@ -96,36 +100,39 @@ static void append(fixture *f, qw_seq *seq, const int32_t *tokens, uint32_t n, f
 
 static void check_bits(fixture *f, const char *what)
 {
-    for (size_t i = 0; i < N; i++) {
+    for (size_t i = 0; i < f->n; i++) {
         if (memcmp(f->logits + i * f->n_vocab, f->reference + i * f->n_vocab, f->n_vocab * sizeof(float)) != 0) {
             fail_msg("%s: logits at position %zu differ from one pass over the whole prompt", what, i);
         }
     }
-    memset(f->logits, 0, N * f->n_vocab * sizeof(float));
+    memset(f->logits, 0, f->n * f->n_vocab * sizeof(float));
 }
 
 static void whole(fixture *f)
 {
     qw_seq *seq = new_seq(f);
-    append(f, seq, f->tokens, N, f->reference);
+    append(f, seq, f->tokens, f->n, f->reference);
     qw_seq_release(seq);
+}
+
+static void cut_in_two(fixture *f, uint32_t cut)
+{
+    qw_seq *seq = new_seq(f);
+    append(f, seq, f->tokens, cut, f->logits);
+    append(f, seq, f->tokens, f->n - cut, f->logits);
+    qw_seq_release(seq);
+    check_bits(f, "cut in two");
 }
 
 static void every_cut_in_two(fixture *f)
 {
-    for (uint32_t cut = 1; cut < N; cut += cut_step) {
-        qw_seq *seq = new_seq(f);
-        append(f, seq, f->tokens, cut, f->logits);
-        append(f, seq, f->tokens, N - cut, f->logits);
-        qw_seq_release(seq);
-        check_bits(f, "cut in two");
-    }
+    for (uint32_t cut = 1; cut < f->n; cut += cut_step) cut_in_two(f, cut);
 }
 
 static void token_by_token(fixture *f)
 {
     qw_seq *seq = new_seq(f);
-    for (uint32_t i = 0; i < N; i++) append(f, seq, f->tokens, 1, f->logits);
+    for (uint32_t i = 0; i < f->n; i++) append(f, seq, f->tokens, 1, f->logits);
     qw_seq_release(seq);
     check_bits(f, "token by token");
 }
@@ -254,7 +261,7 @@ static void fork_and_truncate(fixture *f)
 static void run_model(const char *path, bool exact, int n_threads)
 {
     fixture f;
-    open_fixture(&f, path, exact, n_threads);
+    open_fixture(&f, path, exact, n_threads, N);
     whole(&f);
     token_by_token(&f);
     random_pieces(&f);
@@ -339,12 +346,34 @@ static void test_streams(void **state)
     two_threads("build/families/qwen4exp-r2.gguf", true);
 }
 
+/* What a delta-net carries on: cuts around its chunks' and the tiles' length, at both ends and in the middle. */
+static void long_prompt(const char *path, bool exact)
+{
+    static const uint32_t cuts[] = {1, 63, 64, 65, 128, 500, 936, 999};
+    fixture f;
+    print_message("%s, %s, %d tokens, seed %d\n", path, exact ? "exact" : "default", LONG, SEED);
+    open_fixture(&f, path, exact, 2, LONG);
+    whole(&f);
+    token_by_token(&f);
+    for (size_t i = 0; i < sizeof cuts / sizeof *cuts; i++) cut_in_two(&f, cuts[i]);
+    close_fixture(&f);
+}
+static void test_long_prompts(void **state)
+{
+    (void)state;
+    long_prompt("build/families/qwen3next-r3-q8.gguf", false);
+    long_prompt("build/families/qwen35-r3.gguf", false);
+    long_prompt("build/families/qwen35-r2.gguf", true);
+    long_prompt("build/families/qwen35moe-r3-q8.gguf", false);
+    long_prompt("build/families/qwen4exp-r3-q8.gguf", false);
+}
+
 /* The same bits on every number of threads, not only within one. */
 static void threads_agree(const char *path)
 {
     fixture f[3];
     for (int t = 0; t < 3; t++) {
-        open_fixture(&f[t], path, false, t + 1);
+        open_fixture(&f[t], path, false, t + 1, N);
         whole(&f[t]);
     }
     for (int t = 1; t < 3; t++) {
@@ -370,7 +399,7 @@ static void test_pages_run_out(void **state)
     (void)state;
     fixture f;
     qw_err err;
-    open_fixture(&f, "tests/fixtures/tiny-f32.gguf", false, 1);
+    open_fixture(&f, "tests/fixtures/tiny-f32.gguf", false, 1, N);
     qw_seq *seqs[SEQS + 1];
     for (int s = 0; s < SEQS; s++) {
         seqs[s] = new_seq(&f);
@@ -391,7 +420,7 @@ static void test_pages_are_clean(void **state)
 {
     (void)state;
     fixture f;
-    open_fixture(&f, "tests/fixtures/tiny-f32.gguf", false, 1);
+    open_fixture(&f, "tests/fixtures/tiny-f32.gguf", false, 1, N);
     qw_seq *seq = new_seq(&f);
     append(&f, seq, f.tokens, 64, f.logits);
     qw_seq_release(seq);
@@ -411,8 +440,9 @@ int main(int argc, char **argv)
         cmocka_unit_test(test_exact_mode),      cmocka_unit_test(test_experts),
         cmocka_unit_test(test_normed_heads),    cmocka_unit_test(test_hybrid_next),
         cmocka_unit_test(test_hybrid),          cmocka_unit_test(test_hybrid_experts),
-        cmocka_unit_test(test_streams),         cmocka_unit_test(test_threads_agree),
-        cmocka_unit_test(test_pages_run_out),   cmocka_unit_test(test_pages_are_clean),
+        cmocka_unit_test(test_streams),         cmocka_unit_test(test_long_prompts),
+        cmocka_unit_test(test_threads_agree),   cmocka_unit_test(test_pages_run_out),
+        cmocka_unit_test(test_pages_are_clean),
     };
     if (!isa_cap_options(argc, argv)) return 2;
     if (argc > 1) cut_step = 7; /* 1, 8, ..., 64, ... */

@@ -1,6 +1,6 @@
 """llama.cpp as a peer: a thin layer over the low-level interface of llama-cpp-python.
 
-Use: imported by bench/llama_runner.py and tests/parity/llama_logits.py, which run in the "peer" environment
+Use: imported by bench/llama_runner.py and tests/parity/llama_*.py, which run in the "peer" environment
 (scripts/venv.py peer). Settings are the ones every comparison of this project names: flash attention on, keys and
 values in f16, llama.cpp's own default batch sizes (2048 logical, 512 physical), no GPU.
 """
@@ -20,12 +20,18 @@ def _log(level, text, user_data):
         sys.stderr.buffer.flush()
 
 
+def quiet():
+    """Errors only, from here on."""
+    llama.llama_log_set(_log, ctypes.c_void_p(0))
+
+
 class Peer:
     """One model and one context. Owns both until close()."""
 
-    def __init__(self, path, n_ctx, n_threads, n_streams=1, all_logits=False):
-        """n_ctx: positions per stream; n_streams: sequences that can be decoded together."""
-        llama.llama_log_set(_log, ctypes.c_void_p(0))
+    def __init__(self, path, n_ctx, n_threads, n_streams=1, all_logits=False, float_cache=False):
+        """n_ctx: positions per stream; n_streams: sequences that can be decoded together; float_cache: keys and values in
+        f32, and attention that computes with them so (flash attention makes them f16 first)."""
+        quiet()
         llama.llama_backend_init()
         self.model = llama.llama_model_load_from_file(path.encode(), self._model_params())
         if not self.model:
@@ -35,9 +41,9 @@ class Peer:
         params.n_seq_max = n_streams
         params.n_threads = n_threads
         params.n_threads_batch = n_threads
-        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_ENABLED
-        params.type_k = llama.GGML_TYPE_F16
-        params.type_v = llama.GGML_TYPE_F16
+        params.flash_attn_type = (llama.LLAMA_FLASH_ATTN_TYPE_DISABLED if float_cache
+                                  else llama.LLAMA_FLASH_ATTN_TYPE_ENABLED)
+        params.type_k = params.type_v = llama.GGML_TYPE_F32 if float_cache else llama.GGML_TYPE_F16
         if all_logits:
             params.n_outputs_max = 0
             params.n_outputs_max_per_seq = 0

@@ -2,9 +2,11 @@
 """llama.cpp's logits at every position of a token list, for comparison with qw's.
 
 Use:   PYTHON tests/parity/llama_logits.py --model FILE.gguf --tokens FILE --out OUT.npy [--positions N] [--threads 2]
+       [--float-cache]
 
 PYTHON is the one of the "peer" environment (scripts/venv.py peer). Writes float32 logits [n, vocabulary]. Context of
-4608 positions or more, flash attention on, keys and values in f16, default batch sizes (scripts/llama_peer.py).
+4608 positions or more, flash attention on, keys and values in f16 (--float-cache: off, in f32), default batch sizes
+(scripts/llama_peer.py).
 """
 
 import argparse
@@ -23,6 +25,7 @@ def main():
     parser.add_argument("--out", required=True)
     parser.add_argument("--positions", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--float-cache", action="store_true")
     options = parser.parse_args()
     common.enter("peer")
     import numpy
@@ -30,7 +33,8 @@ def main():
     if not os.path.isfile(options.model):
         common.fail(f"no such model file: {options.model}")
     tokens = common.read_tokens(options.tokens)[:options.positions or None]
-    peer = llama_peer.Peer(options.model, max(4608, len(tokens)), options.threads, all_logits=True)
+    peer = llama_peer.Peer(options.model, max(4608, len(tokens)), options.threads, all_logits=True,
+                           float_cache=options.float_cache)
     array = numpy.lib.format.open_memmap(options.out + ".new", mode="w+", dtype=numpy.float32,
                                          shape=(len(tokens), peer.n_vocab))
     for begin in range(0, len(tokens), peer.n_batch):

@@ -8,8 +8,8 @@ Small models of every kind that the choice of types looks at (layers, shared hea
 lengths): the type of every tensor for every mix must be llama.cpp's, as recorded in the fixture. Then what is in the
 file: rows decode near the original, what stays is the same bytes, keys are kept, importances lower the error that they
 weigh, a second run gives the same bytes. And what must not happen: a quantised source without --requantize, a file
-overwritten, something left after an interruption. Measured importances are compared with the formula where it
-is short: the first layer's inputs are the normed embeddings. Needs: gguf, numpy.
+overwritten, something left after an interruption. Measured importances are compared with the formula where it is short: the
+first layer's inputs are the normed embeddings, and those of its experts too where attention adds nothing. Needs: gguf, numpy.
 """
 
 import argparse
@@ -22,6 +22,7 @@ import tempfile
 import time
 
 import numpy as np
+from folders import Folder
 from gguf import GGMLQuantizationType as T
 from gguf import GGUFReader, GGUFWriter
 from gguf.quants import dequantize, quantize
@@ -139,23 +140,6 @@ def write_importances(path, floats, rng):
 
 
 # ---- the fixture: what llama.cpp chooses -----------------------------------------------------------
-
-PEER = """
-import ctypes, json, sys
-import llama_cpp
-source, out, file_type = sys.argv[1], sys.argv[2], int(sys.argv[3])
-sizes = json.load(sys.stdin)
-p = llama_cpp.llama_model_quantize_default_params()
-p.ftype, p.nthread = file_type, 1
-if sizes:
-    entries = (llama_cpp.llama_model_imatrix_data * (len(sizes) + 1))()
-    keep = [(ctypes.c_float * n)(*([1.0] * n)) for n in sizes.values()]
-    for entry, name, data in zip(entries, sizes, keep):
-        entry.name, entry.size = name.encode(), len(data)
-        entry.data = ctypes.cast(data, ctypes.POINTER(ctypes.c_float))
-    p.imatrix = ctypes.cast(entries, type(p.imatrix))
-sys.exit(llama_cpp.llama_model_quantize(source.encode(), out.encode(), ctypes.byref(p)))
-"""
 
 
 def by_layers(types):
@@ -361,6 +345,52 @@ def check_imatrix(run):
     run.check(code == 0, f"quantize with what was measured: exit {code}: {said}")
 
 
+def expert_inputs(folder, ids):
+    """{part: (sums [experts, k], counts [experts])} of the first layer's experts, whose input is the normed embedding."""
+    p = "model.layers.0."
+    of = lambda name: folder.tensors[name + ".weight"].floats().astype(np.float64)
+    x = of("model.embed_tokens")[ids]
+    x = x / np.sqrt((x ** 2).mean(axis=1, keepdims=True) + 1e-5) * of(p + "post_attention_layernorm")
+    chosen = np.argsort(-x @ of(p + "mlp.gate").T, axis=1)[:, :folder.used]
+    sums = {"up": [], "gate": [], "down": []}
+    for e in range(folder.experts):
+        rows = x[(chosen == e).any(axis=1)]
+        gate, up = (rows @ of(f"{p}mlp.experts.{e}.{a}_proj").T for a in ("gate", "up"))
+        inner = gate / (1 + np.exp(-gate)) * up
+        for part in sums:
+            sums[part].append(((inner if part == "down" else rows) ** 2).sum(axis=0))
+    return {part: (np.array(s), np.bincount(chosen.reshape(-1), minlength=folder.experts)) for part, s in sums.items()}
+
+
+def check_imatrix_experts(run, rng):
+    """A folder with experts, --exact: each has the sums of the rows that chose it, in a folder as in its file."""
+    model, text, out = (f"{run.folder}/{n}" for n in ("moe", "moe.txt", "moe-imatrix.gguf"))
+    folder, window = Folder(rng, "qwen3_moe", experts=6, used=2, norm_topk=True), 32
+    folder.tensors["model.layers.0.self_attn.o_proj.weight"].array[:] = 0  # attention adds nothing to the first layer
+    folder.write(model)
+    data = bytes(rng.integers(32, 127, 500, dtype=np.uint8))
+    with open(text, "wb") as file:
+        file.write(data)
+    subprocess.run([*run.qw, "convert", "-q", model, model + ".gguf"], check=True)
+    ids = json.loads(subprocess.run([*run.qw, "tokenize", "--json", "-m", model], input=data, stdout=subprocess.PIPE,
+                                    check=True).stdout)
+    ids = ids[:len(ids) // window * window]
+    want = expert_inputs(folder, ids)
+    for source in (model, model + ".gguf"):
+        done = subprocess.run([*run.qw, "imatrix", "-m", source, "-f", text, "-o", out, "-c", str(window), "--exact",
+                               "--replace"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+        run.check(done.returncode == 0, f"imatrix, experts: exit {done.returncode}: {done.stderr}")
+        measured = {t.name: t.data for t in GGUFReader(out).tensors} if done.returncode == 0 else {}
+        for part, (sums, counts) in want.items():
+            name = f"blk.0.ffn_{part}_exps.weight"
+            got, n = measured.get(name + ".in_sum2"), measured.get(name + ".counts")
+            run.check(got is not None and n is not None and got.shape == sums.shape and bool((n.reshape(-1) == counts).all())
+                      and bool(np.allclose(got, sums, rtol=1e-4)), f"imatrix, experts: {os.path.basename(source)}: {name}")
+    run.check(min(want["up"][1]) > 0 and len(set(want["up"][1])) > 1, "imatrix, experts: the text leaves experts out")
+    code, said = run.quantize(model + ".gguf", f"{run.folder}/moe-q.gguf", "Q4_0", "--imatrix", out)
+    run.check(code == 0, f"quantize with importances of experts: exit {code}: {said}")
+
+
 def is_caught(pid):
     """Whether the process has a handler for SIGINT by now."""
     try:
@@ -402,6 +432,7 @@ def main():
         Folder(rng, "qwen3", hidden=1024, layers=60).write(f"{folder}/60 layers")
         check_interruption(run, f"{folder}/60 layers")
         check_imatrix(run)
+        check_imatrix_experts(run, rng)
     print(f"{run.passed} passed, {run.failed} failed")
     return 1 if run.failed else 0
 

@@ -68,7 +68,7 @@ LIMITS   := $(BUILD)/bench/limits
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests checkasm-aarch64 parity perplexity quantizers fixtures bench bench-kernels peers clean help
+.PHONY: all chat test tests checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -120,6 +120,11 @@ quantizers: all tests
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@$$(python3 scripts/venv.py test) tests/parity/quantizers.py --tool $(BUILD)/tests/blocks_tool \
 	    --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json, sys; print(json.load(sys.stdin)["path"])')"
+
+## convert-peer: converted and quantised files of every family, in llama.cpp and here (compiles it first, many minutes)
+convert-peer: all
+	@scripts/setup test </dev/null >&2
+	@python3 tests/parity/convert_peer.py --qw $(BUILD)/qw
 
 ## bench: what this machine allows, and how near qw comes (the default model, and the 1.5B where it is installed)
 bench: all $(LIMITS)

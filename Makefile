@@ -114,12 +114,13 @@ perplexity: all
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 tests/parity/perplexity.py --qw $(BUILD)/qw --model $(MODEL)
 
-## quantizers: error of every quantised type beside llama.cpp's, on weights of a real model (compiles llama.cpp first)
+## quantizers: errors and perplexity beside llama.cpp's quantiser, on a real model (compiles llama.cpp first, many minutes)
 quantizers: all tests
 	@scripts/setup test </dev/null >&2
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@$$(python3 scripts/venv.py test) tests/parity/quantizers.py --tool $(BUILD)/tests/blocks_tool \
 	    --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json, sys; print(json.load(sys.stdin)["path"])')"
+	@python3 tests/parity/quantizers_model.py --qw $(BUILD)/qw --model $(MODEL)
 
 ## convert-peer: converted and quantised files of every family, in llama.cpp and here (compiles it first, many minutes)
 convert-peer: all

@@ -7,7 +7,7 @@ The same floats go through both quantisers and come back through the `gguf` pack
 with an importance for each column (log-normal numbers, as measured inputs have them); ours must not be above
 theirs by more than a thousandth. Two kinds of rows: some of each matrix of the first, a middle and the last layer, and
 normal numbers with a few large ones. Without --lib it takes llama.cpp's library from the environment `peer`
-(scripts/venv.py). Needs: gguf, numpy.
+(scripts/venv.py), made on first use. Needs: gguf, numpy.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import os
 import subprocess
 import sys
 
+import common
 import numpy as np
 from gguf import GGMLQuantizationType as T
 from gguf import GGUFReader
@@ -26,16 +27,13 @@ from gguf.quants import dequantize
 TYPES = [T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q8_0, T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_NL, T.IQ4_XS]
 # Formats with a closed form, which both have: without importances the errors are those of the same bytes or nearly so.
 SLACK = 1.001
-ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 
 def library(path):
     """llama.cpp's quantiser."""
     if not path:
-        found = sorted(glob.glob(os.path.join(ROOT, "build/venv/peer/lib/*/site-packages/llama_cpp/lib/libggml-base.so")))
-        if not found:
-            sys.exit("quantizers: no libggml-base.so below build/venv/peer: give it with --lib")
-        path = found[0]
+        environment = os.path.dirname(os.path.dirname(common.venv_python("peer")))
+        path = glob.glob(os.path.join(environment, "lib/*/site-packages/llama_cpp/lib/libggml-base.so"))[0]
     lib = ctypes.CDLL(path)
     lib.ggml_quantize_chunk.restype = ctypes.c_size_t
     lib.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,

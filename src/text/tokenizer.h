@@ -53,6 +53,7 @@ int32_t qw_tokenizer_find(const qw_tokenizer *t, const char *text);
 /* Bytes that the token stands for (already out of the GPT-2 mapping); control tokens give their text. */
 qw_text qw_tokenizer_bytes(const qw_tokenizer *t, int32_t id);
 bool qw_tokenizer_is_control(const qw_tokenizer *t, int32_t id); /* not shown in text */
+bool qw_tokenizer_is_added(const qw_tokenizer *t, int32_t id);   /* control or user defined: never made by merges */
 bool qw_tokenizer_is_unused(const qw_tokenizer *t, int32_t id);  /* padding row: never sampled */
 /* End tokens: the file's eos, <|im_end|> and <|endoftext|> where they exist. */
 bool qw_tokenizer_is_end(const qw_tokenizer *t, int32_t id);

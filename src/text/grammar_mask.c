@@ -1,0 +1,433 @@
+/* grammar_mask.c: which tokens may come next.
+ *
+ * The vocabulary is a tree of bytes, laid out depth first: one walk tries every token, and what a prefix rules out is
+ * skipped with all that begins with it. Two things make a step cheap. Most tokens are ordinary characters, and most of
+ * the time is spent where those are all allowed (inside strings, in free text): they are kept apart, by their number
+ * of characters, and only the few thousand others are walked. And a mask that was computed is kept under the
+ * matcher's place, its counters cut off where no token can reach their ends; then a step is a look-up.
+ *
+ * Trie: immutable, any thread. Masker: one thread.
+ */
+#include <stdlib.h>
+
+#include "base/mem.h"
+#include "base/utf8.h"
+#include "text/grammar_private.h"
+
+enum {
+    KEY_BYTES_MAX = 1024, /* places that need more to be told apart are not kept */
+    WAYS = 4,
+    WALK_NODES = MATCH_NODES_MAX + 64 * 1024,
+    WALK_HEADS = QW_MASKED_TOKEN_BYTES_MAX * QW_GRAMMAR_HEADS_MAX + MATCH_WORK_MAX,
+    FAR = QW_MASKED_TOKEN_BYTES_MAX /* no token takes more of anything */
+};
+
+/* A byte of the tree. */
+typedef struct trie_node {
+    uint32_t skip;  /* the node behind all that begin with this one */
+    int32_t token;  /* that ends here, -1: none */
+    uint8_t byte;
+    uint8_t depth;  /* 0: the first byte of a token */
+} trie_node;
+
+typedef struct trie_part {
+    trie_node *nodes; /* owns */
+    uint32_t n;
+} trie_part;
+
+struct qw_token_trie {
+    const qw_tokenizer *tokenizer; /* borrows */
+    size_t n_vocab, n_words;
+    trie_part all;       /* every token of bytes */
+    trie_part others;    /* those that are not plain */
+    uint32_t *plain;     /* owns: [n_lengths][n_words], plain tokens of at most so many characters */
+    uint16_t *lengths;   /* owns: [n_lengths], rising */
+    uint32_t n_lengths;
+    int32_t *ends;       /* owns: end tokens */
+    uint32_t n_ends;
+};
+
+/* ---- the tree --------------------------------------------------------------------------------- */
+
+typedef struct token_text {
+    const uint8_t *s;
+    uint32_t n;
+    int32_t id;
+} token_text;
+
+static int compare_texts(const void *x, const void *y)
+{
+    const token_text *a = x, *b = y;
+    int order = memcmp(a->s, b->s, a->n < b->n ? a->n : b->n);
+    if (order) return order;
+    if (a->n != b->n) return a->n < b->n ? -1 : 1;
+    return a->id < b->id ? -1 : a->id > b->id;
+}
+
+static void end_nodes(trie_part *part, const uint32_t *open, uint32_t from, uint32_t to)
+{
+    for (uint32_t d = from; d < to; d++) part->nodes[open[d]].skip = part->n;
+}
+
+/* Lays out texts[0, n), which are sorted. A token with the same bytes as the one before gets a last byte of its own. */
+static void lay_tree(trie_part *part, const token_text *texts, size_t n)
+{
+    uint32_t open[QW_MASKED_TOKEN_BYTES_MAX], depth = 0;
+    for (size_t i = 0; i < n; i++) {
+        uint32_t same = 0;
+        while (i > 0 && same < depth && same < texts[i].n && texts[i].s[same] == texts[i - 1].s[same]) same++;
+        if (same == texts[i].n) same--;
+        end_nodes(part, open, same, depth);
+        for (depth = same; depth < texts[i].n; depth++) {
+            open[depth] = part->n;
+            part->nodes[part->n++] = (trie_node){.token = -1, .byte = texts[i].s[depth], .depth = (uint8_t)depth};
+        }
+        part->nodes[part->n - 1].token = texts[i].id;
+    }
+    end_nodes(part, open, 0, depth);
+}
+
+static qw_status make_tree(trie_part *part, const token_text *texts, size_t n, qw_err *err)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < n; i++) bytes += texts[i].n;
+    QW_TRY(qw_alloc(&part->nodes, bytes, sizeof *part->nodes, "the tree of tokens", err));
+    lay_tree(part, texts, n);
+    return QW_OK;
+}
+
+/* Number of characters of a token that is whole UTF-8 without controls, quotes, backslashes and <; 0: it is not. */
+static uint32_t plain_length(const token_text *t)
+{
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < t->n; n++) {
+        uint32_t cp;
+        int len = qw_utf8_decode((const char *)t->s + i, t->n - i, &cp);
+        if (len == 0 || cp < ' ' || cp == '"' || cp == '\\' || cp == '<') return 0;
+        i += (uint32_t)len;
+    }
+    return n;
+}
+
+/* Masks of plain tokens by length; counts[k]: tokens of k characters. */
+static qw_status make_plain(qw_token_trie *trie, const token_text *texts, size_t n, const uint32_t *counts, qw_err *err)
+{
+    uint32_t row_of[QW_MASKED_TOKEN_BYTES_MAX + 1] = {0};
+    for (uint32_t k = 1; k <= QW_MASKED_TOKEN_BYTES_MAX; k++) trie->n_lengths += counts[k] > 0;
+    QW_TRY(qw_alloc(&trie->lengths, trie->n_lengths, sizeof *trie->lengths, "the tree of tokens", err));
+    QW_TRY(qw_alloc(&trie->plain, trie->n_lengths * trie->n_words, sizeof *trie->plain, "the tree of tokens", err));
+    for (uint32_t k = 1, row = 0; k <= QW_MASKED_TOKEN_BYTES_MAX; k++)
+        if (counts[k] > 0) {
+            trie->lengths[row] = (uint16_t)k;
+            row_of[k] = row++;
+        }
+    for (size_t i = 0; i < n; i++) {
+        uint32_t length = plain_length(&texts[i]), id = (uint32_t)texts[i].id;
+        if (length > 0) trie->plain[row_of[length] * trie->n_words + id / 32] |= UINT32_C(1) << id % 32;
+    }
+    for (size_t i = trie->n_words; i < trie->n_lengths * trie->n_words; i++) trie->plain[i] |= trie->plain[i - trie->n_words];
+    return QW_OK;
+}
+
+static qw_status find_ends(qw_token_trie *trie, qw_err *err)
+{
+    for (size_t i = 0; i < trie->n_vocab; i++) trie->n_ends += qw_tokenizer_is_end(trie->tokenizer, (int32_t)i);
+    QW_TRY(qw_alloc(&trie->ends, trie->n_ends, sizeof *trie->ends, "the end tokens", err));
+    for (size_t i = 0, n = 0; i < trie->n_vocab; i++)
+        if (qw_tokenizer_is_end(trie->tokenizer, (int32_t)i)) trie->ends[n++] = (int32_t)i;
+    return QW_OK;
+}
+
+static size_t collect(const qw_tokenizer *t, size_t n_vocab, token_text *texts)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < n_vocab; i++) {
+        int32_t id = (int32_t)i;
+        qw_text bytes = qw_tokenizer_bytes(t, id);
+        if (qw_tokenizer_is_added(t, id) || qw_tokenizer_is_unused(t, id) || qw_tokenizer_is_end(t, id)) continue;
+        if (bytes.n == 0 || bytes.n > QW_MASKED_TOKEN_BYTES_MAX) continue;
+        texts[n++] = (token_text){(const uint8_t *)bytes.s, (uint32_t)bytes.n, id};
+    }
+    return n;
+}
+
+qw_status qw_token_trie_create(const qw_tokenizer *t, qw_token_trie **out, qw_err *err)
+{
+    uint32_t counts[QW_MASKED_TOKEN_BYTES_MAX + 1] = {0};
+    qw_token_trie *trie = NULL;
+    token_text *texts = NULL;
+    size_t n_vocab = qw_tokenizer_n_vocab(t), n, n_others = 0;
+    qw_status status;
+    *out = NULL;
+    QW_TRY(qw_alloc(&trie, 1, sizeof *trie, "the tree of tokens", err));
+    trie->tokenizer = t;
+    trie->n_vocab = n_vocab;
+    trie->n_words = (n_vocab + 31) / 32;
+    QW_TRY_GOTO(qw_alloc(&texts, n_vocab, sizeof *texts, "the tree of tokens", err));
+    n = collect(t, n_vocab, texts);
+    qsort(texts, n, sizeof *texts, compare_texts);
+    for (size_t i = 0; i < n; i++) counts[plain_length(&texts[i])]++;
+    QW_TRY_GOTO(make_tree(&trie->all, texts, n, err));
+    QW_TRY_GOTO(make_plain(trie, texts, n, counts, err));
+    for (size_t i = 0; i < n; i++)
+        if (plain_length(&texts[i]) == 0) texts[n_others++] = texts[i];
+    QW_TRY_GOTO(make_tree(&trie->others, texts, n_others, err));
+    QW_TRY_GOTO(find_ends(trie, err));
+    free(texts);
+    *out = trie;
+    return QW_OK;
+fail:
+    free(texts);
+    qw_token_trie_destroy(trie);
+    return status;
+}
+
+void qw_token_trie_destroy(qw_token_trie *trie)
+{
+    if (!trie) return;
+    free(trie->all.nodes);
+    free(trie->others.nodes);
+    free(trie->plain);
+    free(trie->lengths);
+    free(trie->ends);
+    free(trie);
+}
+
+size_t qw_token_trie_n_vocab(const qw_token_trie *trie)
+{
+    return trie->n_vocab;
+}
+
+/* ---- the masker ------------------------------------------------------------------------------- */
+
+/* A mask that was computed, and the place it belongs to. */
+typedef struct kept_mask {
+    uint64_t hash, used;   /* used: 0 when free, else when it was last asked for */
+    uint32_t n_key;
+    uint8_t key[KEY_BYTES_MAX];
+} kept_mask;
+
+struct qw_masker {
+    const qw_token_trie *trie; /* borrows */
+    match_node *nodes;         /* owns: [WALK_NODES] */
+    match_head *heads;         /* owns: [WALK_HEADS], those of each byte of a token behind the other */
+    kept_mask *kept;           /* owns: [n_kept] */
+    uint32_t *bits;            /* owns: [n_kept][n_words] */
+    size_t n_kept;             /* a multiple of WAYS, or 0 */
+    uint64_t clock;
+    uint8_t key[KEY_BYTES_MAX];
+    uint32_t n_key;
+};
+
+qw_status qw_masker_create(const qw_token_trie *trie, size_t n_kept, qw_masker **out, qw_err *err)
+{
+    qw_masker *w = NULL;
+    qw_status status;
+    *out = NULL;
+    QW_TRY(qw_alloc(&w, 1, sizeof *w, "a masker", err));
+    w->trie = trie;
+    w->n_kept = (n_kept + WAYS - 1) / WAYS * WAYS;
+    QW_TRY_GOTO(qw_alloc(&w->nodes, WALK_NODES, sizeof *w->nodes, "a masker", err));
+    QW_TRY_GOTO(qw_alloc(&w->heads, WALK_HEADS, sizeof *w->heads, "a masker", err));
+    QW_TRY_GOTO(qw_alloc(&w->kept, w->n_kept, sizeof *w->kept, "kept masks", err));
+    QW_TRY_GOTO(qw_alloc(&w->bits, w->n_kept * trie->n_words, sizeof *w->bits, "kept masks", err));
+    *out = w;
+    return QW_OK;
+fail:
+    qw_masker_destroy(w);
+    return status;
+}
+
+void qw_masker_destroy(qw_masker *w)
+{
+    if (!w) return;
+    free(w->nodes);
+    free(w->heads);
+    free(w->kept);
+    free(w->bits);
+    free(w);
+}
+
+size_t qw_masker_n_words(const qw_masker *w)
+{
+    return w->trie->n_words;
+}
+
+/* ---- a place as a key ------------------------------------------------------------------------- */
+
+static void key_add(qw_masker *w, uint64_t value, uint32_t bytes)
+{
+    if (w->n_key + bytes <= KEY_BYTES_MAX) memcpy(w->key + w->n_key, &value, bytes);
+    w->n_key += bytes;
+}
+
+static uint32_t near(uint32_t value)
+{
+    return value < FAR ? value : FAR;
+}
+
+/* A state and its counters, as far as a token can notice them. */
+static void key_add_state(qw_masker *w, const qw_grammar *g, uint32_t state, uint32_t a, uint32_t b)
+{
+    const grammar_state *s = &g->states[state];
+    key_add(w, state, 4);
+    if (s->object) {
+        const grammar_object *o = &g->objects[s->object - 1];
+        bool counts = o->min > 0 || o->max < GRAMMAR_UNLIMITED;
+        key_add(w, a, 2);
+        key_add(w, counts ? b : 0, 2);
+    } else if (s->hi || s->lo) {
+        key_add(w, a < s->lo ? near(s->lo - a) : 0, 2);
+        key_add(w, s->hi == GRAMMAR_UNLIMITED || a >= s->hi ? FAR + (a >= s->hi) : near((uint32_t)s->hi - a), 2);
+    }
+}
+
+static void make_key(qw_masker *w, const match_run *r, const match_head *heads, uint32_t n)
+{
+    w->n_key = 0;
+    key_add(w, r->g->serial, 8);
+    key_add(w, (uint64_t)r->key_is_new << 1 | r->keys_full, 1);
+    for (uint32_t i = 0; i < n; i++) {
+        key_add_state(w, r->g, heads[i].state, heads[i].a, heads[i].b);
+        for (uint32_t at = heads[i].node; at && w->n_key <= KEY_BYTES_MAX; at = r->nodes[at].parent)
+            key_add_state(w, r->g, r->nodes[at].ret, r->nodes[at].a, r->nodes[at].b);
+        key_add(w, near((uint32_t)(QW_GRAMMAR_DEPTH_MAX - r->nodes[heads[i].node].depth)), 2);
+        key_add(w, UINT32_MAX, 4);
+    }
+}
+
+/* The kept mask of this place, or where to keep it (*found false). NULL: it is not kept. */
+static kept_mask *look_up(qw_masker *w, bool *found)
+{
+    uint64_t hash = 1;
+    *found = false;
+    if (w->n_kept == 0 || w->n_key > KEY_BYTES_MAX) return NULL;
+    for (uint32_t i = 0; i < w->n_key; i++) {
+        hash = (hash ^ w->key[i]) * UINT64_C(0x9E3779B97F4A7C15);
+        hash ^= hash >> 29;
+    }
+    kept_mask *set = w->kept + (hash >> 32) % (w->n_kept / WAYS) * WAYS, *oldest = set;
+    for (kept_mask *k = set; k < set + WAYS; k++) {
+        if (k->used && k->hash == hash && k->n_key == w->n_key && memcmp(k->key, w->key, w->n_key) == 0) {
+            *found = true;
+            k->used = ++w->clock;
+            return k;
+        }
+        if (k->used < oldest->used) oldest = k;
+    }
+    oldest->hash = hash;
+    oldest->n_key = w->n_key;
+    oldest->used = ++w->clock;
+    memcpy(oldest->key, w->key, w->n_key);
+    return oldest;
+}
+
+/* ---- the walk --------------------------------------------------------------------------------- */
+
+static inline bool is_plain_ascii(uint8_t c)
+{
+    return c >= ' ' && c < 0x80 && c != '"' && c != '\\' && c != '<';
+}
+
+/* Sets the bits of the tokens of a tree that heads[0, n) can take. The heads behind each byte lie behind those of the
+ * byte before; a byte less deep throws away what came after. */
+static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, uint32_t *bits)
+{
+    uint32_t begin[QW_MASKED_TOKEN_BYTES_MAX + 2], end[QW_MASKED_TOKEN_BYTES_MAX + 2];
+    uint32_t nodes[QW_MASKED_TOKEN_BYTES_MAX + 2];
+    begin[0] = 0;
+    end[0] = n;
+    nodes[0] = r->n_nodes;
+    for (uint32_t i = 0; i < part->n;) {
+        const trie_node *t = &part->nodes[i];
+        uint32_t d = t->depth, from = begin[d], to = end[d];
+        if (d > 0 && to - from == 1 && is_plain_ascii(t->byte) && match_stays(r, &w->heads[from], t->byte)) {
+            begin[d + 1] = from;
+            end[d + 1] = to;
+            nodes[d + 1] = nodes[d];
+        } else {
+            r->n_nodes = nodes[d];
+            r->at_begin = r->closed = d == 0;
+            uint32_t made = match_byte(r, w->heads + from, to - from, t->byte, w->heads + to);
+            if (made == 0) {
+                i = t->skip;
+                continue;
+            }
+            begin[d + 1] = to;
+            end[d + 1] = to + made;
+            nodes[d + 1] = r->n_nodes;
+        }
+        if (t->token >= 0) bits[t->token / 32] |= UINT32_C(1) << t->token % 32;
+        i++;
+    }
+    r->n_nodes = nodes[0];
+    r->closed = r->at_begin = false;
+}
+
+/* Plain tokens of at most n characters. */
+static void set_plain(const qw_token_trie *trie, uint32_t n, uint32_t *bits)
+{
+    uint32_t row = trie->n_lengths;
+    while (row > 0 && trie->lengths[row - 1] > n) row--;
+    if (row == 0) return;
+    const uint32_t *plain = trie->plain + (row - 1) * trie->n_words;
+    for (size_t i = 0; i < trie->n_words; i++) bits[i] |= plain[i];
+}
+
+/* Tokens of their own. */
+static void set_specials(const qw_grammar *g, const match_head *heads, uint32_t n, uint32_t *bits)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const grammar_state *s = &g->states[heads[i].state];
+        for (uint32_t k = 0; k < s->n_calls; k++) {
+            const grammar_call *c = &g->calls[s->calls + k];
+            if (c->token) bits[c->what / 32] |= UINT32_C(1) << c->what % 32;
+        }
+    }
+}
+
+/* Plain tokens that a head can take wholly; false where ordinary characters are nothing special to it. */
+static bool set_plain_of(const qw_masker *w, const qw_grammar *g, const match_head *h, uint32_t *bits)
+{
+    const grammar_state *s = &g->states[h->state];
+    bool counted = (s->flags & STATE_COUNT) && s->hi != GRAMMAR_UNLIMITED;
+    if (!(s->flags & STATE_ABSORBS)) return false;
+    set_plain(w->trie, counted ? (uint32_t)(s->hi - h->a) : FAR, bits);
+    return true;
+}
+
+/* All that calls and returns lead to is looked up once, at the beginning of the tokens. Heads to which ordinary
+ * characters make no difference are tried with the other tokens alone. */
+static void compute(qw_masker *w, match_run *r, const qw_matcher *m, uint32_t *bits)
+{
+    match_head heads[MATCH_WORK_MAX];
+    uint32_t n = match_closure(r, m->heads, m->n_heads, heads), others = 0, all = 0;
+    memset(bits, 0, w->trie->n_words * sizeof *bits);
+    set_specials(m->g, heads, n, bits);
+    for (uint32_t i = 0; i < n; i++)
+        if (set_plain_of(w, m->g, &heads[i], bits)) w->heads[others++] = heads[i];
+    if (others > 0) walk(w, r, &w->trie->others, others, bits);
+    for (uint32_t i = 0; i < n; i++)
+        if (!(m->g->states[heads[i].state].flags & STATE_ABSORBS)) w->heads[all++] = heads[i];
+    if (all > 0) walk(w, r, &w->trie->all, all, bits);
+}
+
+void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits)
+{
+    match_run r;
+    bool found = false;
+    size_t bytes = w->trie->n_words * sizeof *bits;
+    if (m->ended) {
+        memset(bits, 0, bytes);
+    } else {
+        match_run_begin(&r, m, w->nodes, WALK_NODES);
+        make_key(w, &r, m->heads, m->n_heads);
+        kept_mask *kept = look_up(w, &found);
+        uint32_t *own = kept ? w->bits + (size_t)(kept - w->kept) * w->trie->n_words : bits;
+        if (!found) compute(w, &r, m, own);
+        if (own != bits) memcpy(bits, own, bytes);
+        if (!qw_matcher_may_end(m)) return;
+    }
+    for (uint32_t i = 0; i < w->trie->n_ends; i++)
+        bits[w->trie->ends[i] / 32] |= UINT32_C(1) << w->trie->ends[i] % 32;
+}

@@ -109,15 +109,26 @@ static bool same_frames(const match_run *r, uint32_t x, uint32_t y)
     return true;
 }
 
-/* Adds a head unless it is there, does not fit, or its rest would be too deep. */
+/* Where to put one head more: of those there, in place of the one with the most frames, if it has more. */
+static match_head *place_of_deepest(const match_run *r, match_head *heads, uint32_t n, const match_head *h)
+{
+    match_head *deepest = heads;
+    for (uint32_t i = 1; i < n; i++)
+        if (r->nodes[heads[i].node].depth > r->nodes[deepest->node].depth) deepest = &heads[i];
+    return r->nodes[deepest->node].depth > r->nodes[h->node].depth ? deepest : NULL;
+}
+
+/* Adds a head unless it is there or its rest would be too deep. Of too many the simplest stay: each alone can come to
+ * an end, so leaving some out makes fewer texts possible and no dead end. */
 static void add(const match_run *r, match_head *heads, uint32_t *n, uint32_t max, match_head h)
 {
-    if (*n == max || r->nodes[h.node].depth + r->g->states[h.state].need > QW_GRAMMAR_DEPTH_MAX) return;
+    if (r->nodes[h.node].depth + r->g->states[h.state].need > QW_GRAMMAR_DEPTH_MAX) return;
     for (uint32_t i = 0; i < *n; i++)
         if (heads[i].state == h.state && heads[i].a == h.a && heads[i].b == h.b && heads[i].level == h.level &&
             same_frames(r, heads[i].node, h.node))
             return;
-    heads[(*n)++] = h;
+    match_head *place = *n < max ? &heads[(*n)++] : place_of_deepest(r, heads, *n, &h);
+    if (place) *place = h;
 }
 
 /* The head of a called rule. False: there is no room for its frame. */

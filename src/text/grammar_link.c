@@ -10,15 +10,18 @@
 #include "base/mem.h"
 #include "text/grammar_link.h"
 
+enum { LEAF_SIZE_MAX = 32 };
+
 /* ---- making ----------------------------------------------------------------------------------- */
 
-static uint32_t state_new(linker *l, uint8_t flags)
+static uint32_t state_new(linker *l, unsigned flags)
 {
     qw_grammar *g = l->g;
     if (!grammar_work(l->b, 1) || !grammar_room(l->b, &g->states, g->n_states, 1, &g->states_cap, sizeof *g->states,
                                                 QW_GRAMMAR_STATES_MAX, "states"))
         return 0;
-    g->states[g->n_states] = (grammar_state){.edges = g->n_edges, .calls = g->n_calls, .flags = flags};
+    g->states[g->n_states] = (grammar_state){.edges = g->n_edges, .calls = g->n_calls,
+                                                .flags = (uint16_t)flags};
     return g->n_states++;
 }
 
@@ -48,14 +51,14 @@ static void call(linker *l, bool token, uint32_t what, grammar_guard guard, uint
 
 /* ---- expressions ------------------------------------------------------------------------------ */
 
-/* Appends an automaton; returns its first state. guard: of all its edges; flags: of all its states. */
-static uint32_t lay_dfa(linker *l, uint32_t index, uint8_t flags)
+/* Appends an automaton; returns its first state. */
+static uint32_t lay_dfa(linker *l, uint32_t index)
 {
     uint32_t base = l->g->n_states;
     for (uint32_t i = 0; i < l->b->dfas[index].n && grammar_ok(l->b); i++) {
         const grammar_dfa *d = &l->b->dfas[index];
         const dfa_state *s = &d->states[i];
-        state_new(l, (uint8_t)(flags | (s->label ? STATE_ACCEPT : 0)));
+        state_new(l, s->label ? STATE_ACCEPT : 0);
         for (uint32_t k = 0; k < s->n_edges; k++)
             edge(l, d->edges[s->edges + k].lo, d->edges[s->edges + k].hi, GUARD_NONE, base + d->edges[s->edges + k].to);
         for (uint32_t k = 0; k < s->n_links; k++) {
@@ -70,7 +73,7 @@ static uint32_t lay_ast(linker *l, const grammar_rule *rule)
 {
     uint32_t dfa = grammar_dfa_one(l->b, rule->ast, FORM_RAW);
     if (!grammar_ok(l->b)) return 0;
-    return grammar_dfa_empty(l->b, dfa) ? state_new(l, 0) : lay_dfa(l, dfa, 0);
+    return grammar_dfa_empty(l->b, dfa) ? state_new(l, 0) : lay_dfa(l, dfa);
 }
 
 /* ---- JSON's own ------------------------------------------------------------------------------- */
@@ -361,9 +364,43 @@ static uint32_t lay_rule(linker *l, const grammar_rule *rule, uint32_t gap)
     }
 }
 
+/* Size of an expression, more than LEAF_SIZE_MAX when it calls anything but leaves. Stops when that is known. */
+static uint32_t leaf_size(const grammar_build *b, uint32_t ast, int depth)
+{
+    const ast_node *node = &b->ast[ast];
+    uint32_t size = 1;
+    if (depth == GRAMMAR_NEST_MAX) return LEAF_SIZE_MAX + 1;
+    if (node->op == AST_TOKEN || (node->op == AST_CALL && !b->rules[node->a].leaf)) return LEAF_SIZE_MAX + 1;
+    if (node->op == AST_CALL) size += leaf_size(b, b->rules[node->a].ast, depth + 1);
+    if (node->op == AST_BYTES) size += node->b;
+    if (node->op == AST_DFA) size += b->dfas[node->a].n;
+    for (uint32_t child = node->first; child && size <= LEAF_SIZE_MAX; child = b->ast[child].next)
+        size += leaf_size(b, child, depth + 1);
+    if (node->op == AST_REPEAT && (node->a > LEAF_SIZE_MAX || (node->b > LEAF_SIZE_MAX && node->b != UINT32_MAX)))
+        return LEAF_SIZE_MAX + 1;
+    return node->op == AST_REPEAT ? size * (1 + (node->b == UINT32_MAX ? node->a : node->b)) : size;
+}
+
+/* Small rules that call nothing go where they are called: characters, digits, names of things. Passes, because a leaf
+ * may call leaves; a rule that comes back to itself never is one. */
+static void find_leaves(linker *l)
+{
+    grammar_build *b = l->b;
+    for (bool changed = true; changed && grammar_work(b, b->n_ast);) {
+        changed = false;
+        for (uint32_t i = b->n_rules; i-- > 1;) {
+            grammar_rule *rule = &b->rules[i];
+            if (rule->kind != RULE_AST || rule->leaf || rule->ast == 0) continue;
+            rule->leaf = leaf_size(b, rule->ast, 0) <= LEAF_SIZE_MAX;
+            changed |= rule->leaf;
+        }
+    }
+}
+
 static void lay_all(linker *l)
 {
     grammar_build *b = l->b;
+    find_leaves(l);
     state_new(l, 0); /* state 0 is none */
     for (uint32_t i = 1; i < b->n_rules && grammar_ok(b); i++) {
         const grammar_rule rule = b->rules[i];

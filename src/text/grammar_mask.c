@@ -19,8 +19,11 @@ enum {
     WAYS = 4,
     WALK_NODES = MATCH_NODES_MAX + 64 * 1024,
     WALK_HEADS = QW_MASKED_TOKEN_BYTES_MAX * QW_GRAMMAR_HEADS_MAX + MATCH_WORK_MAX,
-    FAR = QW_MASKED_TOKEN_BYTES_MAX /* no token takes more of anything */
+    FAR = QW_MASKED_TOKEN_BYTES_MAX, /* no token takes more of anything */
+    N_ROWS = 256
 };
+#define ROW_NONE 0u
+#define ROW_HARD UINT32_MAX
 
 /* A byte of the tree. */
 typedef struct trie_node {
@@ -207,6 +210,15 @@ typedef struct kept_mask {
     uint8_t key[KEY_BYTES_MAX];
 } kept_mask;
 
+/* Where the bytes lead from a state without calls: states, ROW_NONE, or ROW_HARD when it takes more than a state to
+ * say. A look-up in place of match_byte. */
+typedef struct walk_row {
+    uint64_t serial;       /* of the grammar; 0: free */
+    uint32_t state;
+    uint32_t need;         /* the most frames that a state of the row needs */
+    uint32_t to[256];
+} walk_row;
+
 struct qw_masker {
     const qw_token_trie *trie; /* borrows */
     match_node *nodes;         /* owns: [WALK_NODES] */
@@ -215,6 +227,7 @@ struct qw_masker {
     uint32_t *bits;            /* owns: [n_kept][n_words] */
     size_t n_kept;             /* a multiple of WAYS, or 0 */
     uint64_t clock;
+    walk_row *rows;            /* owns: [N_ROWS] */
     uint8_t key[KEY_BYTES_MAX];
     uint32_t n_key;
 };
@@ -229,6 +242,7 @@ qw_status qw_masker_create(const qw_token_trie *trie, size_t n_kept, qw_masker *
     w->n_kept = (n_kept + WAYS - 1) / WAYS * WAYS;
     QW_TRY_GOTO(qw_alloc(&w->nodes, WALK_NODES, sizeof *w->nodes, "a masker", err));
     QW_TRY_GOTO(qw_alloc(&w->heads, WALK_HEADS, sizeof *w->heads, "a masker", err));
+    QW_TRY_GOTO(qw_alloc(&w->rows, N_ROWS, sizeof *w->rows, "a masker", err));
     QW_TRY_GOTO(qw_alloc(&w->kept, w->n_kept, sizeof *w->kept, "kept masks", err));
     QW_TRY_GOTO(qw_alloc(&w->bits, w->n_kept * trie->n_words, sizeof *w->bits, "kept masks", err));
     *out = w;
@@ -243,6 +257,7 @@ void qw_masker_destroy(qw_masker *w)
     if (!w) return;
     free(w->nodes);
     free(w->heads);
+    free(w->rows);
     free(w->kept);
     free(w->bits);
     free(w);
@@ -324,43 +339,83 @@ static kept_mask *look_up(qw_masker *w, bool *found)
 
 /* ---- the walk --------------------------------------------------------------------------------- */
 
-static inline bool is_plain_ascii(uint8_t c)
+static void fill_row(walk_row *row, const qw_grammar *g, uint32_t state)
 {
-    return c >= ' ' && c < 0x80 && c != '"' && c != '\\' && c != '<';
+    const grammar_state *s = &g->states[state];
+    memset(row->to, 0, sizeof row->to);
+    row->serial = g->serial;
+    row->state = state;
+    row->need = 0;
+    for (uint32_t k = 0; k < s->n_edges; k++) {
+        const grammar_edge *e = &g->edges[s->edges + k];
+        const grammar_state *to = &g->states[e->to];
+        bool hard = e->guard != GUARD_NONE || (to->flags & (STATE_COUNT | STATE_OPENED));
+        if (to->need > row->need) row->need = to->need;
+        for (unsigned c = e->lo; c <= e->hi; c++) row->to[c] = hard ? ROW_HARD : e->to;
+    }
 }
 
-/* Sets the bits of the tokens of a tree that heads[0, n) can take. The heads behind each byte lie behind those of the
- * byte before; a byte less deep throws away what came after. */
-static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, uint32_t *bits)
+/* Where a byte leads from the one head that there is. ROW_HARD: ask match_byte. */
+static inline uint32_t look_ahead(qw_masker *w, const match_run *r, const match_head *h, uint8_t byte)
 {
+    const qw_grammar *g = r->g;
+    const grammar_state *s = &g->states[h->state];
+    walk_row *row = &w->rows[h->state % N_ROWS];
+    if (s->flags & STATE_CALLS) return ROW_HARD;
+    if ((s->flags & STATE_ACCEPT) && h->node && match_admits(g, r->nodes[h->node].ret, byte)) return ROW_HARD;
+    if (row->state != h->state || row->serial != g->serial) fill_row(row, g, h->state);
+    if (r->nodes[h->node].depth + row->need > QW_GRAMMAR_DEPTH_MAX) return ROW_HARD;
+    if (row->to[byte] == ROW_HARD && match_stays(r, h, byte)) return h->state;
+    return row->to[byte];
+}
+
+/* The heads behind each byte on the way to a token lie behind those of the byte before, unless they are the same. */
+typedef struct walk_levels {
     uint32_t begin[QW_MASKED_TOKEN_BYTES_MAX + 2], end[QW_MASKED_TOKEN_BYTES_MAX + 2];
     uint32_t nodes[QW_MASKED_TOKEN_BYTES_MAX + 2];
-    begin[0] = 0;
-    end[0] = n;
-    nodes[0] = r->n_nodes;
+} walk_levels;
+
+/* Heads behind a byte at depth d; false: there are none. */
+static inline bool step(qw_masker *w, match_run *r, walk_levels *l, uint32_t d, uint8_t byte)
+{
+    uint32_t from = l->begin[d], to = l->end[d], ahead = ROW_HARD;
+    if (d > 0 && to - from == 1) ahead = look_ahead(w, r, &w->heads[from], byte);
+    if (ahead == ROW_NONE) return false;
+    l->nodes[d + 1] = l->nodes[d];
+    l->begin[d + 1] = ahead == w->heads[from].state ? from : to;
+    l->end[d + 1] = l->begin[d + 1] + 1;
+    if (ahead != ROW_HARD) {
+        if (l->begin[d + 1] == to) {
+            w->heads[to] = w->heads[from];
+            w->heads[to].state = ahead;
+        }
+        return true;
+    }
+    r->n_nodes = l->nodes[d];
+    r->at_begin = r->closed = d == 0;
+    l->begin[d + 1] = to;
+    l->end[d + 1] = to + match_byte(r, w->heads + from, to - from, byte, w->heads + to);
+    l->nodes[d + 1] = r->n_nodes;
+    return l->end[d + 1] > to;
+}
+
+/* Sets the bits of the tokens of a tree that heads[0, n) can take. */
+static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, uint32_t *bits)
+{
+    walk_levels l;
+    l.begin[0] = 0;
+    l.end[0] = n;
+    l.nodes[0] = r->n_nodes;
     for (uint32_t i = 0; i < part->n;) {
         const trie_node *t = &part->nodes[i];
-        uint32_t d = t->depth, from = begin[d], to = end[d];
-        if (d > 0 && to - from == 1 && is_plain_ascii(t->byte) && match_stays(r, &w->heads[from], t->byte)) {
-            begin[d + 1] = from;
-            end[d + 1] = to;
-            nodes[d + 1] = nodes[d];
-        } else {
-            r->n_nodes = nodes[d];
-            r->at_begin = r->closed = d == 0;
-            uint32_t made = match_byte(r, w->heads + from, to - from, t->byte, w->heads + to);
-            if (made == 0) {
-                i = t->skip;
-                continue;
-            }
-            begin[d + 1] = to;
-            end[d + 1] = to + made;
-            nodes[d + 1] = r->n_nodes;
+        if (!step(w, r, &l, t->depth, t->byte)) {
+            i = t->skip;
+            continue;
         }
         if (t->token >= 0) bits[t->token / 32] |= UINT32_C(1) << t->token % 32;
         i++;
     }
-    r->n_nodes = nodes[0];
+    r->n_nodes = l.nodes[0];
     r->closed = r->at_begin = false;
 }
 

@@ -153,12 +153,6 @@ static match_head returned(const match_run *r, const match_head *h)
     return entered(r, (match_head){.node = f->parent, .a = f->a, .b = f->b, .level = f->level}, GUARD_NONE, f->ret);
 }
 
-/* Can a byte follow in a state, in it or in what it calls and returns to? -1: any. */
-static inline bool admits(const qw_grammar *g, uint32_t state, int byte)
-{
-    return byte < 0 || g->nullable[state] || (g->first[state][byte / 64] >> byte % 64 & 1);
-}
-
 /* Appends where calls and the end of its rule lead from heads[i]. byte: what comes next, or -1: anything. */
 static void spread(match_run *r, match_head *heads, uint32_t i, uint32_t *n, int byte)
 {
@@ -166,10 +160,10 @@ static void spread(match_run *r, match_head *heads, uint32_t i, uint32_t *n, int
     for (uint32_t k = 0; k < s->n_calls; k++) {
         const grammar_call *c = &r->g->calls[s->calls + k];
         match_head h;
-        if (c->token || !admits(r->g, c->what, byte)) continue;
+        if (c->token || !match_admits(r->g, c->what, byte)) continue;
         if (allowed(r, &heads[i], c->guard, c->to) && called(r, &heads[i], c, &h)) add(r, heads, n, MATCH_WORK_MAX, h);
     }
-    if ((s->flags & STATE_ACCEPT) && heads[i].node && admits(r->g, r->nodes[heads[i].node].ret, byte))
+    if ((s->flags & STATE_ACCEPT) && heads[i].node && match_admits(r->g, r->nodes[heads[i].node].ret, byte))
         add(r, heads, n, MATCH_WORK_MAX, returned(r, &heads[i]));
 }
 
@@ -190,7 +184,7 @@ static const grammar_edge *edge_of(const qw_grammar *g, const grammar_state *s, 
 static int simple_byte(const match_run *r, const match_head *in, uint8_t byte, match_head *out)
 {
     const grammar_state *s = &r->g->states[in->state];
-    if (s->n_calls || (s->flags & STATE_ACCEPT)) return -1;
+    if (s->flags & (STATE_CALLS | STATE_ACCEPT)) return -1;
     const grammar_edge *e = edge_of(r->g, s, byte);
     if (!e) return 0;
     const grammar_state *to = &r->g->states[e->to];
@@ -200,12 +194,17 @@ static int simple_byte(const match_run *r, const match_head *in, uint8_t byte, m
     return r->nodes[in->node].depth + to->need <= QW_GRAMMAR_DEPTH_MAX;
 }
 
+static inline bool is_plain(uint8_t c)
+{
+    return c >= ' ' && c < 0x80 && c != '"' && c != '\\' && c != '<';
+}
+
 bool match_stays(const match_run *r, const match_head *h, uint8_t byte)
 {
     const grammar_state *s = &r->g->states[h->state];
-    if (!(s->flags & STATE_ABSORBS) || ((s->flags & STATE_COUNT) && s->hi != GRAMMAR_UNLIMITED)) return false;
+    if (!is_plain(byte) || !(s->flags & STATE_ABSORBS) || ((s->flags & STATE_COUNT) && s->hi != GRAMMAR_UNLIMITED)) return false;
     if ((s->flags & STATE_COUNT) && h->a < s->lo) return false;
-    return s->n_calls == 0 && (!(s->flags & STATE_ACCEPT) || h->node == 0 || !admits(r->g, r->nodes[h->node].ret, byte));
+    return !(s->flags & STATE_CALLS) && (!(s->flags & STATE_ACCEPT) || h->node == 0 || !match_admits(r->g, r->nodes[h->node].ret, byte));
 }
 
 uint32_t match_byte(match_run *r, const match_head *in, uint32_t n, uint8_t byte, match_head *out)
@@ -220,7 +219,7 @@ uint32_t match_byte(match_run *r, const match_head *in, uint32_t n, uint8_t byte
         const grammar_edge *e = edge_of(r->g, s, byte);
         if (e && allowed(r, &work[i], e->guard, e->to))
             add(r, out, &n_out, QW_GRAMMAR_HEADS_MAX, entered(r, work[i], e->guard, e->to));
-        if (!r->closed && (s->n_calls || (s->flags & STATE_ACCEPT))) spread(r, work, i, &n, byte);
+        if (!r->closed && (s->flags & (STATE_CALLS | STATE_ACCEPT))) spread(r, work, i, &n, byte);
     }
     return n_out;
 }

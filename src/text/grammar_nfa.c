@@ -204,7 +204,10 @@ static void piece(grammar_build *b, grammar_nfa *nfa, uint32_t ast, grammar_form
         for (uint32_t child = node.first; child; child = b->ast[child].next) piece(b, nfa, child, form, from, to);
         break;
     case AST_REPEAT: repeat_piece(b, nfa, &node, form, from, to); break;
-    case AST_CALL: edge_new(b, nfa, from, (nfa_edge){.kind = NFA_CALL, .value = node.a, .to = to}); break;
+    case AST_CALL:
+        if (b->rules[node.a].leaf) piece(b, nfa, b->rules[node.a].ast, FORM_RAW, from, to);
+        else edge_new(b, nfa, from, (nfa_edge){.kind = NFA_CALL, .value = node.a, .to = to});
+        break;
     case AST_TOKEN: edge_new(b, nfa, from, (nfa_edge){.kind = NFA_TOKEN, .value = node.a, .to = to}); break;
     case AST_DFA: dfa_piece(b, nfa, node.a, from, to); break;
     case AST_BEGIN: edge_new(b, nfa, from, (nfa_edge){.kind = NFA_BEGIN, .to = to}); break;

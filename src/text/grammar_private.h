@@ -100,6 +100,7 @@ typedef struct grammar_rule {
     uint32_t n_open;   /* OBJECT: of n_parts, the last ones are kinds of keys that may come again and again */
     uint32_t dfa;      /* OBJECT: of the keys, labelled 1 + entry */
     uint32_t start;    /* first state, when linked */
+    bool leaf;         /* small and calls no other: it is put where it is called */
     char name[32];     /* EBNF: for messages */
 } grammar_rule;
 
@@ -252,7 +253,8 @@ enum {
     STATE_KEY = 16,    /* inside the quotes of a key */
     STATE_OPENED = 32, /* behind the { of an object */
     STATE_OPEN_KEY = 64, /* behind a key that the schema does not name */
-    STATE_KEY_BEGIN = 128
+    STATE_KEY_BEGIN = 128,
+    STATE_CALLS = 256  /* calls a rule */
 };
 
 typedef struct grammar_state {
@@ -260,7 +262,7 @@ typedef struct grammar_state {
     uint16_t n_edges, n_calls;
     uint16_t lo, hi;       /* counted states; KEY: lo is 1 + entry of the key that ends here, 0: none */
     uint16_t need;         /* frames that it takes, at least, to get to the end of the rule */
-    uint8_t flags;
+    uint16_t flags;
     uint32_t object;       /* 1 + index, states of objects */
 } grammar_state;
 
@@ -362,7 +364,12 @@ struct qw_matcher {
 
 /* Heads after one byte; out has QW_GRAMMAR_HEADS_MAX places. Returns their number. */
 uint32_t match_byte(match_run *r, const match_head *in, uint32_t n, uint8_t byte, match_head *out);
-/* Does an ordinary ASCII character leave this head where it is, and lead nowhere else? */
+/* Can a byte follow in a state, in it or in what it calls and returns to? -1: any. */
+static inline bool match_admits(const qw_grammar *g, uint32_t state, int byte)
+{
+    return byte < 0 || g->nullable[state] || (g->first[state][byte / 64] >> byte % 64 & 1);
+}
+/* Is the byte an ordinary ASCII character that leaves this head where it is, and leads nowhere else? */
 bool match_stays(const match_run *r, const match_head *h, uint8_t byte);
 /* All heads that calls and returns lead to without a byte: MATCH_WORK_MAX places. */
 uint32_t match_closure(match_run *r, const match_head *in, uint32_t n, match_head *out);

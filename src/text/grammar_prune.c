@@ -335,6 +335,8 @@ static void set_flags(qw_grammar *g)
     for (uint32_t i = 1; i < g->n_states; i++) {
         if (is_tail(g, i)) g->states[i].flags |= STATE_TAIL;
         if (absorbs(g, i)) g->states[i].flags |= STATE_ABSORBS;
+        for (uint32_t k = 0; k < g->states[i].n_calls; k++)
+            if (!g->calls[g->states[i].calls + k].token) g->states[i].flags |= STATE_CALLS;
     }
 }
 

@@ -89,6 +89,7 @@ def suites(b, python, model, isa):
         ("logits", [python, "tests/parity/logits_small.py", "--qw", qw, "--model", model, *positions], False),
         ("embed and rerank", [python, "tests/parity/pooled.py", "--qw", qw, "--model", model], False),
         ("tokenizer parity", [python, "tests/parity/tokenizer.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
+        ("constrained output", [python, "tests/parity/grammar.py", "--tool", f"{b}/tests/grammar_tool", "--model", model], True),
         ("chat parity", [python, "tests/parity/chat.py", "--tool", f"{b}/tests/tokenizer_tool", "--model", model], False),
     ]
     return rows

@@ -165,15 +165,21 @@ static uint32_t tools_ast(grammar_build *b, const qw_grammar_calls *calls, qw_te
     return alt;
 }
 
+/* A call between its tags. inner: the rule of what stands there. */
+static uint32_t block_ast(grammar_build *b, const qw_grammar_calls *calls, uint32_t inner)
+{
+    uint32_t block = ast_new(b, AST_CAT, 0, 0);
+    ast_add(b, block, tag_ast(b, calls->tokenizer, "<tool_call>"));
+    ast_add(b, block, ast_call(b, inner));
+    ast_add(b, block, tag_ast(b, calls->tokenizer, "</tool_call>"));
+    return block;
+}
+
 static uint32_t answer_rule(grammar_build *b, const qw_grammar_calls *calls, qw_text list)
 {
-    uint32_t inner = rule_of(b, tools_ast(b, calls, list)), call = ast_new(b, AST_CAT, 0, 0);
-    ast_add(b, call, tag_ast(b, calls->tokenizer, "<tool_call>"));
-    ast_add(b, call, ast_call(b, inner));
-    ast_add(b, call, tag_ast(b, calls->tokenizer, "</tool_call>"));
-    uint32_t one = rule_of(b, call), answer = ast_call(b, one);
+    uint32_t inner = rule_of(b, tools_ast(b, calls, list)), answer = block_ast(b, calls, inner);
     if (!calls->one) {
-        uint32_t more = ast_cat(b, ast_text(b, "\n"), ast_call(b, one));
+        uint32_t more = ast_cat(b, ast_text(b, "\n"), block_ast(b, calls, inner));
         answer = ast_cat(b, answer, ast_repeat(b, more, 0, UINT32_MAX));
     }
     if (!calls->required) answer = ast_cat(b, text_ast(b), ast_repeat(b, answer, 0, 1));

@@ -210,7 +210,7 @@ typedef struct kept_mask {
     uint8_t key[KEY_BYTES_MAX];
 } kept_mask;
 
-/* Where the bytes lead from a state without calls: states, ROW_NONE, or ROW_HARD when it takes more than a state to
+/* Where a state's own edges lead: states, ROW_NONE, or ROW_HARD when it takes more than a state to
  * say. A look-up in place of match_byte. */
 typedef struct walk_row {
     uint64_t serial;       /* of the grammar; 0: free */
@@ -355,13 +355,22 @@ static void fill_row(walk_row *row, const qw_grammar *g, uint32_t state)
     }
 }
 
+static bool calls_admit(const qw_grammar *g, const grammar_state *s, uint8_t byte)
+{
+    for (uint32_t k = 0; k < s->n_calls; k++) {
+        const grammar_call *c = &g->calls[s->calls + k];
+        if (!c->token && match_admits(g, c->what, byte)) return true;
+    }
+    return false;
+}
+
 /* Where a byte leads from the one head that there is. ROW_HARD: ask match_byte. */
 static inline uint32_t look_ahead(qw_masker *w, const match_run *r, const match_head *h, uint8_t byte)
 {
     const qw_grammar *g = r->g;
     const grammar_state *s = &g->states[h->state];
     walk_row *row = &w->rows[h->state % N_ROWS];
-    if (s->flags & STATE_CALLS) return ROW_HARD;
+    if ((s->flags & STATE_CALLS) && calls_admit(g, s, byte)) return ROW_HARD;
     if ((s->flags & STATE_ACCEPT) && h->node && match_admits(g, r->nodes[h->node].ret, byte)) return ROW_HARD;
     if (row->state != h->state || row->serial != g->serial) fill_row(row, g, h->state);
     if (r->nodes[h->node].depth + row->need > QW_GRAMMAR_DEPTH_MAX) return ROW_HARD;

@@ -116,6 +116,7 @@ void qw_moe_route(const qw_kernels *kernels, const qw_moe *w, float *logits, uin
 typedef struct qw_kv_row {
     uint8_t *const *pages; /* page of position p: pages[p / QW_KV_TILE] */
     uint8_t *recurrent;    /* the sequence's recurrent state, or NULL */
+    uint8_t *keep;         /* where the recurrent state goes that follows this row, apart from the sequence; or NULL */
     uint32_t pos;
 } qw_kv_row;
 

@@ -211,7 +211,7 @@ static void begin(qw_pass *p, const qw_row *rows, size_t n_rows)
         QW_ASSERT(rows[r].pos / QW_KV_TILE < rows[r].seq->n_pages);
         p->tokens[r] = rows[r].token;
         p->kv_rows[r] = (qw_kv_row){.pages = rows[r].seq->pages, .recurrent = rows[r].seq->recurrent,
-                                    .pos = rows[r].pos};
+                                    .keep = rows[r].keep, .pos = rows[r].pos};
     }
     fill_rope(p, rows);
 }

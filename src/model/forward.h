@@ -17,6 +17,7 @@ typedef struct qw_row {
     uint32_t pos;  /* positions of a sequence come in order: all before are computed or earlier in the batch */
     int32_t token; /* 0 <= token < n_vocab */
     bool silent;   /* its logits will not be asked for: the last layer ends with its keys and values */
+    uint8_t *keep; /* the recurrent state after this position is copied here [recurrent_bytes]; NULL: not */
 } qw_row;
 
 #define QW_SILENT UINT32_MAX

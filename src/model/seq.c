@@ -232,6 +232,21 @@ void qw_seq_set(qw_seq *s, const uint32_t *page_ids, uint32_t n_tokens, uint32_t
     else memcpy(s->recurrent, qw_slot_at(p, slot), p->o.recurrent_bytes);
 }
 
+void qw_seq_swap_slot(qw_seq *s, uint32_t *slot)
+{
+    uint32_t old = s->slot;
+    s->slot = *slot;
+    s->recurrent = qw_slot_at(s->pool, s->slot);
+    *slot = old;
+}
+
+void qw_seq_clear(qw_seq *s)
+{
+    drop_pages(s, 0);
+    s->n_tokens = 0;
+    clear_history(s);
+}
+
 void qw_seq_swap_page(qw_seq *s, uint32_t i, uint32_t page_id)
 {
     QW_ASSERT(i < s->n_pages);

@@ -50,6 +50,10 @@ void qw_seq_release(qw_seq *seq);
 /* Puts the sequence into a state that was kept: n_tokens positions on page_ids [pages of n_tokens], which it shares;
  * the recurrent state of that position is copied from `slot` (QW_NO_SLOT without one). `history`: as in qw_seq. */
 void qw_seq_set(qw_seq *seq, const uint32_t *page_ids, uint32_t n_tokens, uint32_t slot, const int32_t *history);
+/* Its recurrent state becomes that of *slot, whose place the old one takes. */
+void qw_seq_swap_slot(qw_seq *seq, uint32_t *slot);
+/* Gives all pages back, reserved ones too. To begin anew: qw_seq_set. */
+void qw_seq_clear(qw_seq *seq);
 /* Takes page number i of the sequence away and puts another with the same contents in its place, which it shares. */
 void qw_seq_swap_page(qw_seq *seq, uint32_t i, uint32_t page_id);
 /* Makes positions [n_tokens, n_tokens_after) writable: gives pages, copies a shared one. QW_E_LIMIT when the

@@ -258,6 +258,35 @@ static void fork_and_truncate(fixture *f)
     assert_int_equal(qw_seq_pool_free_pages(f->rt.seqs), SEQS * 4);
 }
 
+/* The state after any position of a pass can be kept, and another sequence goes on from there. */
+static void kept_midway(fixture *f)
+{
+    for (int round = 0; round < n_rounds; round++) {
+        qw_seq *seq = new_seq(f), *kept = new_seq(f), *next = new_seq(f);
+        qw_row rows[N];
+        uint32_t first = rng(N - 1), end = first + 1 + rng((uint32_t)(N - first - 1)), at = first + rng(end - first);
+        int32_t history[QW_SEQ_HISTORY];
+        if (first > 0) append(f, seq, f->tokens, first, NULL);
+        assert_int_equal(qw_seq_reserve(seq, end, NULL), QW_OK);
+        for (uint32_t i = first; i < end; i++)
+            rows[i - first] = (qw_row){.seq = seq, .pos = i, .token = f->tokens[i], .silent = true,
+                                       .keep = i == at ? kept->recurrent : NULL};
+        qw_forward(f->rt.pass, rows, end - first);
+        qw_seq_advance(seq, f->tokens + first, end - first);
+        for (uint32_t i = 0; i < QW_SEQ_HISTORY; i++) history[i] = i <= at ? f->tokens[at - i] : -1;
+        qw_seq_set(next, seq->page_ids, at + 1, kept->slot, history);
+        memcpy(f->logits, f->reference, (at + 1) * f->n_vocab * sizeof(float));
+        append(f, next, f->tokens, N - at - 1, f->logits);
+        check_bits(f, "continued from a state kept midway");
+        append(f, seq, f->tokens, N - end, f->logits); /* and who was kept goes on as well */
+        memcpy(f->logits, f->reference, end * f->n_vocab * sizeof(float));
+        check_bits(f, "went on after a state was kept");
+        qw_seq_release(seq);
+        qw_seq_release(kept);
+        qw_seq_release(next);
+    }
+}
+
 static void run_model(const char *path, bool exact, int n_threads)
 {
     fixture f;
@@ -269,6 +298,7 @@ static void run_model(const char *path, bool exact, int n_threads)
     some_silent(&f);
     dealt_out(&f);
     fork_and_truncate(&f);
+    kept_midway(&f);
     if (n_threads == 2) every_cut_in_two(&f);
     close_fixture(&f);
 }

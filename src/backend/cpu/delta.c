@@ -86,9 +86,10 @@ typedef struct state {
     float *s;    /* [n_v_heads][v_dim / QW_DELTA_LANES][k_dim][QW_DELTA_LANES] */
 } state;
 
-static state state_of(const qw_delta *d, const qw_kv_row *row)
+/* base: of a sequence's recurrent state */
+static state state_at(const qw_delta *d, uint8_t *base)
 {
-    float *at = (float *)(void *)(row->recurrent + d->offset);
+    float *at = (float *)(void *)(base + d->offset);
     return (state){.conv = at, .s = at + (d->n_taps - 1) * qw_delta_channels(d)};
 }
 
@@ -231,22 +232,48 @@ static void delta_block(const delta_args *a, block *b, size_t k_head, float *s)
     }
 }
 
+/* The last inputs of all channels that belong to a key head. */
+static void keep_inputs(const delta_args *a, const block *b, float *conv, size_t k_head)
+{
+    const qw_delta *d = a->d;
+    keep_past(a, b, conv, q_channels(d, k_head));
+    keep_past(a, b, conv, k_channels(d, k_head));
+    for (size_t i = 0; i < d->n_v_heads / d->n_k_heads; i++)
+        keep_past(a, b, conv, v_channels(d, value_head(d, k_head, i)));
+}
+
+/* A copy of the key head's part of the state, as it is after the block. */
+static void copy_state(const delta_args *a, const block *b, const state *from, const state *to, size_t k_head)
+{
+    const qw_delta *d = a->d;
+    size_t n = (size_t)d->k_dim * d->v_dim;
+    keep_inputs(a, b, to->conv, k_head);
+    for (size_t i = 0; i < d->n_v_heads / d->n_k_heads; i++) {
+        size_t at = value_head(d, k_head, i) * n;
+        memcpy(to->s + at, from->s + at, n * sizeof *to->s);
+    }
+}
+
 /* Key head k_head of the sequence whose first row in the batch is `first`. */
 static void delta_head(const delta_args *a, size_t first, size_t k_head, int thread)
 {
     const qw_delta *d = a->d;
-    state st = state_of(d, &a->rows[first]);
+    state st = state_at(d, a->rows[first].recurrent), copy;
     block b = new_block(a, thread);
     for (size_t j = 0; j + 1 < d->n_taps; j++) b.past[j] = st.conv + j * qw_delta_channels(d);
     for (size_t r = first; r < a->n_rows;) {
-        for (b.n = 0; b.n < BLOCK_ROWS && r < a->n_rows; r = next_row(a, r)) b.row[b.n++] = r;
+        uint8_t *keep = NULL;
+        for (b.n = 0; b.n < BLOCK_ROWS && r < a->n_rows && !keep; r = next_row(a, r)) {
+            b.row[b.n++] = r;
+            keep = a->rows[r].keep;
+        }
         delta_block(a, &b, k_head, st.s);
         pass_block(a, &b);
+        if (!keep) continue;
+        copy = state_at(d, keep);
+        copy_state(a, &b, &st, &copy, k_head);
     }
-    keep_past(a, &b, st.conv, q_channels(d, k_head));
-    keep_past(a, &b, st.conv, k_channels(d, k_head));
-    for (size_t i = 0; i < d->n_v_heads / d->n_k_heads; i++)
-        keep_past(a, &b, st.conv, v_channels(d, value_head(d, k_head, i)));
+    keep_inputs(a, &b, st.conv, k_head);
 }
 
 /* Items: sequences in the order of their first rows, the key head fastest. */

@@ -165,6 +165,9 @@ static void conv_items(void *ctx, int64_t begin, int64_t end, int thread)
             const float *y = a->y + r * c->k + at;
             for (size_t i = 0; i < n; i++) x[i] += y[i] + out[i];
             memcpy(state + a->rows[r].pos % n_slots * c->k, taps[c->n_taps - 1], n * sizeof *state);
+            if (!a->rows[r].keep) continue;
+            float *copy = (float *)(void *)(a->rows[r].keep + c->offset) + at;
+            for (size_t slot = 0; slot < n_slots; slot++) memcpy(copy + slot * c->k, state + slot * c->k, n * sizeof *state);
         }
     }
 }

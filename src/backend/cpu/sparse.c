@@ -51,6 +51,20 @@ static void rotate(const qw_kernels *kernels, const qw_index *x, float *key, uin
     kernels->rope(key, cos, sin, x->n_rot);
 }
 
+/* Ends a block whose other keys were kept. */
+static void store_pooled(const qw_kernels *kernels, const qw_kv_shape *shape, uint32_t layer, const qw_index *x,
+                         const qw_kv_row *row, const float *kept, const float *key)
+{
+    float *pooled = index_key(shape, layer, row, row->pos / x->block);
+    for (uint32_t i = 0; i < x->dim; i++) {
+        float sum = 0;
+        for (uint32_t j = 0; j + 1 < x->block; j++) sum += kept[j * x->dim + i];
+        pooled[i] = (sum + key[i]) / (float)x->block;
+    }
+    kernels->rms_norm(pooled, x->k_norm, x->dim, x->eps, pooled);
+    rotate(kernels, x, pooled, row->pos + 1 - x->block);
+}
+
 void qw_cpu_index_store(qw_backend *be, const qw_kv_shape *shape, uint32_t layer, const qw_index *x, const qw_kv_row *rows,
                         size_t n_rows, const float *keys)
 {
@@ -59,18 +73,9 @@ void qw_cpu_index_store(qw_backend *be, const qw_kv_shape *shape, uint32_t layer
         float *kept = (float *)(void *)(rows[r].recurrent + x->offset);
         const float *key = keys + r * x->dim;
         uint32_t slot = rows[r].pos % x->block;
-        if (slot + 1 < x->block) {
-            memcpy(kept + slot * x->dim, key, x->dim * sizeof *kept);
-            continue;
-        }
-        float *pooled = index_key(shape, layer, &rows[r], rows[r].pos / x->block);
-        for (uint32_t i = 0; i < x->dim; i++) {
-            float sum = 0;
-            for (uint32_t j = 0; j + 1 < x->block; j++) sum += kept[j * x->dim + i];
-            pooled[i] = (sum + key[i]) / (float)x->block;
-        }
-        kernels->rms_norm(pooled, x->k_norm, x->dim, x->eps, pooled);
-        rotate(kernels, x, pooled, rows[r].pos + 1 - x->block);
+        if (slot + 1 < x->block) memcpy(kept + slot * x->dim, key, x->dim * sizeof *kept);
+        else store_pooled(kernels, shape, layer, x, &rows[r], kept, key);
+        if (rows[r].keep) memcpy(rows[r].keep + x->offset, kept, (x->block - 1) * x->dim * sizeof *kept);
     }
 }
 

@@ -16,15 +16,25 @@ typedef struct candidate {
 
 struct qw_sampler {
     uint32_t n_vocab;
-    qw_sampling p;
-    qw_logit_bias bias[QW_LOGIT_BIAS_MAX];
-    uint32_t *n_generated; /* [n_vocab]: of the answer */
-    uint8_t *seen;         /* [n_vocab]: in prompt or answer */
-    int32_t *touched;      /* [n_vocab]: ids with seen set, in order of first sight */
-    size_t n_touched;
     candidate *candidates; /* [n_vocab] */
     double *weights;       /* [n_vocab]: of the candidates, relative to the best one */
     float *raw;            /* [n_vocab]: the model's own logits, while log-probabilities are wanted */
+};
+
+/* A token that penalties look at. */
+typedef struct seen_token {
+    int32_t id;
+    uint32_t n_generated; /* in the answer; 0: only in the prompt */
+} seen_token;
+
+struct qw_sampling_run {
+    qw_sampling p;
+    qw_logit_bias *bias;   /* owns */
+    bool penalised;        /* else nothing is noted */
+    seen_token *seen;      /* [n_seen], owns; in order of first sight */
+    size_t n_seen, n_seen_max;
+    uint32_t *table;       /* [n_table], owns: a power of two; index into seen + 1, or 0 */
+    size_t n_table;
 };
 
 qw_status qw_sampler_create(uint32_t n_vocab, qw_sampler **out, qw_err *err)
@@ -34,9 +44,6 @@ qw_status qw_sampler_create(uint32_t n_vocab, qw_sampler **out, qw_err *err)
     *out = NULL;
     QW_TRY(qw_alloc(&s, 1, sizeof *s, "sampler", err));
     s->n_vocab = n_vocab;
-    QW_TRY_GOTO(qw_alloc(&s->n_generated, n_vocab, sizeof *s->n_generated, "sampler", err));
-    QW_TRY_GOTO(qw_alloc(&s->seen, n_vocab, sizeof *s->seen, "sampler", err));
-    QW_TRY_GOTO(qw_alloc(&s->touched, n_vocab, sizeof *s->touched, "sampler", err));
     QW_TRY_GOTO(qw_alloc(&s->candidates, n_vocab, sizeof *s->candidates, "sampler", err));
     QW_TRY_GOTO(qw_alloc(&s->weights, n_vocab, sizeof *s->weights, "sampler", err));
     QW_TRY_GOTO(qw_alloc(&s->raw, n_vocab, sizeof *s->raw, "sampler", err));
@@ -50,9 +57,6 @@ fail:
 void qw_sampler_destroy(qw_sampler *s)
 {
     if (!s) return;
-    free(s->n_generated);
-    free(s->seen);
-    free(s->touched);
     free(s->candidates);
     free(s->weights);
     free(s->raw);
@@ -105,31 +109,62 @@ qw_status qw_sampling_check(const qw_sampling *p, uint32_t n_vocab, qw_err *err)
     return QW_OK;
 }
 
-static void see(qw_sampler *s, int32_t token)
-{
-    if (token < 0 || (uint32_t)token >= s->n_vocab || s->seen[token]) return;
-    s->seen[token] = 1;
-    s->touched[s->n_touched++] = token;
-}
+/* ---- what an answer has seen ------------------------------------------------------------------ */
 
-void qw_sampler_begin(qw_sampler *s, const qw_sampling *p, const int32_t *prompt, size_t n_prompt)
+/* The token's entry, made when there is none. */
+static seen_token *see(qw_sampling_run *run, int32_t token)
 {
-    for (size_t i = 0; i < s->n_touched; i++) {
-        s->seen[s->touched[i]] = 0;
-        s->n_generated[s->touched[i]] = 0;
+    size_t at = ((uint32_t)token * 0x9E3779B1u >> 7) & (run->n_table - 1);
+    for (; run->table[at]; at = (at + 1) & (run->n_table - 1)) {
+        seen_token *t = &run->seen[run->table[at] - 1];
+        if (t->id == token) return t;
     }
-    s->n_touched = 0;
-    s->p = *p;
-    if (p->n_bias) memcpy(s->bias, p->bias, p->n_bias * sizeof *s->bias);
-    s->p.bias = s->bias;
-    for (size_t i = 0; i < n_prompt; i++) see(s, prompt[i]);
+    QW_ASSERT(run->n_seen < run->n_seen_max);
+    run->seen[run->n_seen++] = (seen_token){.id = token};
+    run->table[at] = (uint32_t)run->n_seen;
+    return &run->seen[run->n_seen - 1];
 }
 
-void qw_sampler_accept(qw_sampler *s, int32_t token)
+qw_status qw_sampling_run_create(const qw_sampling *p, uint32_t n_vocab, const int32_t *prompt, size_t n_prompt,
+                                 size_t n_answer_max, qw_sampling_run **out, qw_err *err)
 {
-    see(s, token);
-    s->n_generated[token]++;
+    qw_sampling_run *run = NULL;
+    qw_status status;
+    *out = NULL;
+    QW_TRY(qw_alloc(&run, 1, sizeof *run, "sampling", err));
+    run->p = *p;
+    run->penalised = p->repetition_penalty != 1 || p->presence_penalty != 0 || p->frequency_penalty != 0;
+    run->n_seen_max = !run->penalised ? 0 : n_prompt + n_answer_max < n_vocab ? n_prompt + n_answer_max : n_vocab;
+    for (run->n_table = 1; run->n_table < 2 * run->n_seen_max; run->n_table *= 2) {}
+    QW_TRY_GOTO(qw_alloc(&run->bias, p->n_bias, sizeof *run->bias, "logit bias", err));
+    QW_TRY_GOTO(qw_alloc(&run->seen, run->n_seen_max, sizeof *run->seen, "sampling", err));
+    QW_TRY_GOTO(qw_alloc(&run->table, run->n_table, sizeof *run->table, "sampling", err));
+    if (p->n_bias) memcpy(run->bias, p->bias, p->n_bias * sizeof *run->bias);
+    run->p.bias = run->bias;
+    for (size_t i = 0; run->penalised && i < n_prompt; i++)
+        if (prompt[i] >= 0 && (uint32_t)prompt[i] < n_vocab) see(run, prompt[i]);
+    *out = run;
+    return QW_OK;
+fail:
+    qw_sampling_run_destroy(run);
+    return status;
 }
+
+void qw_sampling_run_destroy(qw_sampling_run *run)
+{
+    if (!run) return;
+    free(run->bias);
+    free(run->seen);
+    free(run->table);
+    free(run);
+}
+
+void qw_sampling_run_accept(qw_sampling_run *run, int32_t token)
+{
+    if (run->penalised) see(run, token)->n_generated++;
+}
+
+/* ---- draws ------------------------------------------------------------------------------------ */
 
 /* splitmix64 of the pair; its top 53 bits make a double. */
 double qw_sampler_uniform(uint64_t seed, uint64_t position)
@@ -145,26 +180,24 @@ double qw_sampler_uniform(uint64_t seed, uint64_t position)
     return (double)(z >> 11) * 0x1.0p-53;
 }
 
-static void apply_bias(const qw_sampler *s, float *logits)
+static void apply_bias(const qw_sampling *p, float *logits)
 {
-    for (size_t i = 0; i < s->p.n_bias; i++) {
-        float *l = &logits[s->bias[i].token];
-        *l = s->bias[i].bias <= -100 ? -INFINITY : *l + s->bias[i].bias;
+    for (size_t i = 0; i < p->n_bias; i++) {
+        float *l = &logits[p->bias[i].token];
+        *l = p->bias[i].bias <= -100 ? -INFINITY : *l + p->bias[i].bias;
     }
 }
 
 /* Repetition as in the CTRL paper (divide a positive logit, multiply a negative one); presence and frequency as
  * the OpenAI interface defines them, over generated tokens. */
-static void apply_penalties(const qw_sampler *s, float *logits)
+static void apply_penalties(const qw_sampling_run *run, float *logits)
 {
-    const qw_sampling *p = &s->p;
-    if (p->repetition_penalty == 1 && p->presence_penalty == 0 && p->frequency_penalty == 0) return;
-    for (size_t i = 0; i < s->n_touched; i++) {
-        int32_t id = s->touched[i];
-        float l = logits[id];
+    const qw_sampling *p = &run->p;
+    for (const seen_token *t = run->seen; t < run->seen + run->n_seen; t++) {
+        float l = logits[t->id];
         l = l > 0 ? l / p->repetition_penalty : l * p->repetition_penalty;
-        if (s->n_generated[id]) l -= p->presence_penalty + p->frequency_penalty * (float)s->n_generated[id];
-        logits[id] = l;
+        if (t->n_generated) l -= p->presence_penalty + p->frequency_penalty * (float)t->n_generated;
+        logits[t->id] = l;
     }
 }
 
@@ -249,9 +282,8 @@ static size_t keep_all(qw_sampler *s, const float *logits, double inv_t)
 
 /* Candidates that top-k, top-p and min-p leave, best first, with weights relative to the best one. Without
  * top-k the nucleus is found by taking more and more of the best until their share reaches top_p. */
-static size_t keep(qw_sampler *s, const float *logits)
+static size_t keep(qw_sampler *s, const qw_sampling *p, const float *logits)
 {
-    const qw_sampling *p = &s->p;
     double inv_t = 1 / (double)p->temperature; /* finite for the smallest float there is */
     size_t n = 0, n_kept = 0;
     size_t k = p->top_k > 0 && (uint32_t)p->top_k < s->n_vocab ? (size_t)p->top_k : s->n_vocab;
@@ -283,13 +315,13 @@ static size_t keep(qw_sampler *s, const float *logits)
     return n_kept;
 }
 
-static int32_t draw(qw_sampler *s, const float *logits, uint64_t position)
+static int32_t draw(qw_sampler *s, const qw_sampling *p, const float *logits, uint64_t position)
 {
-    size_t n = keep(s, logits), i = 0;
+    size_t n = keep(s, p, logits), i = 0;
     double sum = 0, cumulative = 0;
     if (n == 0) return argmax(logits, s->n_vocab); /* everything is banned: still answer, deterministically */
     for (size_t j = 0; j < n; j++) sum += s->weights[j];
-    double target = qw_sampler_uniform(s->p.seed, position) * sum;
+    double target = qw_sampler_uniform(p->seed, position) * sum;
     for (; i + 1 < n; i++) {
         cumulative += s->weights[i];
         if (target < cumulative) break;
@@ -298,11 +330,11 @@ static int32_t draw(qw_sampler *s, const float *logits, uint64_t position)
 }
 
 /* Log of the sum of exp over the model's own logits, and the most probable tokens. */
-static double model_logprobs(qw_sampler *s, const float *logits, qw_sample *out)
+static double model_logprobs(qw_sampler *s, int32_t n_top, const float *logits, qw_sample *out)
 {
     float max = logits[argmax(logits, s->n_vocab)];
     double log_total = (double)max + log(sum_exp(logits, s->n_vocab, 1, max));
-    out->n_top = s->p.top_logprobs > 0 ? select_best(logits, s->n_vocab, (size_t)s->p.top_logprobs, s->candidates) : 0;
+    out->n_top = n_top > 0 ? select_best(logits, s->n_vocab, (size_t)n_top, s->candidates) : 0;
     for (size_t i = 0; i < out->n_top; i++) {
         out->top[i].token = s->candidates[i].id;
         out->top[i].logprob = (float)((double)s->candidates[i].logit - log_total);
@@ -310,17 +342,18 @@ static double model_logprobs(qw_sampler *s, const float *logits, qw_sample *out)
     return log_total;
 }
 
-void qw_sampler_draw(qw_sampler *s, float *logits, uint64_t position, qw_sample *out)
+void qw_sampler_draw(qw_sampler *s, const qw_sampling_run *run, float *logits, uint64_t position, qw_sample *out)
 {
-    bool want_logprobs = s->p.top_logprobs >= 0;
+    const qw_sampling *p = &run->p;
+    bool want_logprobs = p->top_logprobs >= 0;
     double log_total = 0;
     *out = (qw_sample){0};
     if (want_logprobs) {
         memcpy(s->raw, logits, s->n_vocab * sizeof *logits);
-        log_total = model_logprobs(s, s->raw, out);
+        log_total = model_logprobs(s, p->top_logprobs, s->raw, out);
     }
-    apply_bias(s, logits);
-    apply_penalties(s, logits);
-    out->token = s->p.temperature == 0 ? argmax(logits, s->n_vocab) : draw(s, logits, position);
+    apply_bias(p, logits);
+    apply_penalties(run, logits);
+    out->token = p->temperature == 0 ? argmax(logits, s->n_vocab) : draw(s, p, logits, position);
     if (want_logprobs) out->logprob = (float)((double)s->raw[out->token] - log_total);
 }

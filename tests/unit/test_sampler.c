@@ -39,22 +39,45 @@ static qw_sampling plain(float temperature)
         .temperature = temperature, .top_p = 1, .repetition_penalty = 1, .top_logprobs = -1, .seed = 7};
 }
 
-static qw_sampler *make(uint32_t n_vocab)
+/* A sampler and the answer it draws for. */
+typedef struct subject {
+    uint32_t n_vocab;
+    qw_sampler *sampler;
+    qw_sampling_run *run;
+} subject;
+
+static subject *make(uint32_t n_vocab)
 {
-    qw_sampler *s;
+    subject *s = calloc(1, sizeof *s);
     qw_err err;
-    if (qw_sampler_create(n_vocab, &s, &err) != QW_OK) fail_msg("%s", err.text);
+    assert_non_null(s);
+    s->n_vocab = n_vocab;
+    if (qw_sampler_create(n_vocab, &s->sampler, &err) != QW_OK) fail_msg("%s", err.text);
     return s;
 }
 
+static void destroy(subject *s)
+{
+    qw_sampler_destroy(s->sampler);
+    qw_sampling_run_destroy(s->run);
+    free(s);
+}
+
+static void begin(subject *s, const qw_sampling *p, const int32_t *prompt, size_t n_prompt)
+{
+    qw_err err;
+    qw_sampling_run_destroy(s->run);
+    if (qw_sampling_run_create(p, s->n_vocab, prompt, n_prompt, 1000, &s->run, &err) != QW_OK) fail_msg("%s", err.text);
+}
+
 /* One draw on a copy of the logits. */
-static qw_sample draw_at(qw_sampler *s, const float *logits, size_t n, uint64_t position)
+static qw_sample draw_at(subject *s, const float *logits, size_t n, uint64_t position)
 {
     qw_sample out;
     float *copy = malloc(n * sizeof *copy);
     assert_non_null(copy);
     memcpy(copy, logits, n * sizeof *copy);
-    qw_sampler_draw(s, copy, position, &out);
+    qw_sampler_draw(s->sampler, s->run, copy, position, &out);
     free(copy);
     assert_in_range(out.token, 0, n - 1);
     return out;
@@ -170,11 +193,11 @@ static void test_greedy(void **state)
     (void)state;
     enum { N = 300 };
     float logits[N];
-    qw_sampler *s = make(N);
+    subject *s = make(N);
     qw_sampling p = plain(0);
     p.top_k = 3; /* cuts mean nothing to greedy */
     p.top_p = 0.1f;
-    qw_sampler_begin(s, &p, NULL, 0);
+    begin(s, &p, NULL, 0);
     rng_state = SEED;
     for (int round = 0; round < 200; round++) {
         fill_logits(logits, N, round % N_SHAPES);
@@ -188,7 +211,7 @@ static void test_greedy(void **state)
     assert_int_equal(draw_at(s, logits, N, 0).token, 0);
     logits[17] = logits[41] = 2;
     assert_int_equal(draw_at(s, logits, N, 0).token, 17);
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* A temperature so small that its reciprocal is no float is still the greedy choice, ties by draw. */
@@ -198,31 +221,31 @@ static void test_tiny_temperature(void **state)
     const float logits[] = {1, 5, -2, 4.999f, 0};
     static const float tiny[] = {1e-3f, 1e-20f, 1e-38f, 1e-40f, 1e-45f};
     static const float top_p[] = {1, 0.9f};
-    qw_sampler *s = make(5);
+    subject *s = make(5);
     for (size_t t = 0; t < sizeof tiny / sizeof *tiny; t++) {
         for (int cut = 0; cut < 4; cut++) {
             qw_sampling p = plain(tiny[t]);
             p.top_p = top_p[cut % 2];
             p.top_k = cut / 2 * 3;
             assert_int_equal(qw_sampling_check(&p, 5, NULL), QW_OK);
-            qw_sampler_begin(s, &p, NULL, 0);
+            begin(s, &p, NULL, 0);
             for (uint64_t i = 0; i < 100; i++) {
                 int32_t token = draw_at(s, logits, 5, i).token;
                 if (t > 0 && token != 1) fail_msg("temperature %g drew token %d", (double)tiny[t], token);
             }
         }
     }
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* ---- cuts ------------------------------------------------------------------------------------- */
 
-static void check_cuts(qw_sampler *s, const float *logits, size_t n, const qw_sampling *p, size_t *n_checked)
+static void check_cuts(subject *s, const float *logits, size_t n, const qw_sampling *p, size_t *n_checked)
 {
     reference r = refer(logits, n, p, NULL, NULL);
     /* without any cut the order is free: frequencies are checked below */
     bool cut = (p->top_k > 0 && (size_t)p->top_k < n) || p->top_p < 1 || p->min_p > 0;
-    qw_sampler_begin(s, p, NULL, 0);
+    begin(s, p, NULL, 0);
     for (uint64_t i = 0; i < 60 && !r.borderline; i++) {
         uint64_t position = rng() % 100000;
         int32_t want = predict(&r, qw_sampler_uniform(p->seed, position));
@@ -249,7 +272,7 @@ static void test_kept_set(void **state)
     for (size_t size = 0; size < sizeof sizes / sizeof *sizes; size++) {
         size_t n = sizes[size];
         float *logits = malloc(n * sizeof *logits);
-        qw_sampler *s = make((uint32_t)n);
+        subject *s = make((uint32_t)n);
         for (size_t i = 0; i < 4 * 6 * 5 * 4; i++) {
             qw_sampling p = plain(temperatures[i % 4]);
             if (n > 700 && rng() % 6 != 0) continue; /* a sixth is enough there */
@@ -260,7 +283,7 @@ static void test_kept_set(void **state)
             fill_logits(logits, n, (int)(i % 31 % N_SHAPES));
             check_cuts(s, logits, n, &p, &n_checked);
         }
-        qw_sampler_destroy(s);
+        destroy(s);
         free(logits);
     }
     printf("seed %d: %zu draws predicted\n", SEED, n_checked);
@@ -281,7 +304,7 @@ static void test_frequencies(void **state)
         {.temperature = 1, .top_p = 1, .min_p = 0.2f},
         {.temperature = 0.9f, .top_p = 0.9f, .top_k = 6, .min_p = 0.05f},
     };
-    qw_sampler *s = make(N);
+    subject *s = make(N);
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         qw_sampling p = cases[c];
         uint32_t hits[N] = {0};
@@ -291,7 +314,7 @@ static void test_frequencies(void **state)
         for (uint64_t i = 0; i < DRAWS; i++) {
             if (i % 1000 == 0) { /* 60 seeds, 1000 positions each */
                 p.seed = i * 977 + c;
-                qw_sampler_begin(s, &p, NULL, 0);
+                begin(s, &p, NULL, 0);
             }
             hits[draw_at(s, logits, N, i % 1000).token]++;
         }
@@ -306,7 +329,7 @@ static void test_frequencies(void **state)
         for (size_t i = 0; i < N; i++) assert_int_equal(hits[i], 0); /* nothing outside the kept set */
         free(r.kept);
     }
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* ---- randomness ------------------------------------------------------------------------------- */
@@ -348,40 +371,40 @@ static void test_order_of_draws(void **state)
     enum { N = 400, DRAWS = 500 };
     float logits[N];
     int32_t forward[DRAWS];
-    qw_sampler *a = make(N), *b = make(N);
+    subject *a = make(N), *b = make(N);
     qw_sampling p = plain(1), other = plain(1.3f);
     size_t n_same = 0;
     other.seed = 8;
     rng_state = SEED;
     fill_logits(logits, N, SHAPE_SPREAD);
-    qw_sampler_begin(a, &p, NULL, 0);
+    begin(a, &p, NULL, 0);
     for (uint64_t i = 0; i < DRAWS; i++) forward[i] = draw_at(a, logits, N, i).token;
-    qw_sampler_begin(b, &other, NULL, 0);
+    begin(b, &other, NULL, 0);
     for (uint64_t i = 0; i < DRAWS; i++) n_same += draw_at(b, logits, N, i).token == forward[i];
     assert_true(n_same < DRAWS / 2);
-    qw_sampler_begin(b, &p, NULL, 0);
+    begin(b, &p, NULL, 0);
     for (uint64_t i = DRAWS; i-- > 0;) assert_int_equal(draw_at(b, logits, N, i).token, forward[i]);
     for (uint64_t i = 0; i < DRAWS; i += 7) assert_int_equal(draw_at(b, logits, N, i).token, forward[i]);
-    qw_sampler_destroy(a);
-    qw_sampler_destroy(b);
+    destroy(a);
+    destroy(b);
 }
 
 /* ---- penalties, bias -------------------------------------------------------------------------- */
 
 /* Greedy choice and kept set after a prompt and some accepted tokens. */
-static void check_penalties(qw_sampler *s, const qw_sampling *p, size_t n, size_t n_prompt, size_t n_answer)
+static void check_penalties(subject *s, const qw_sampling *p, size_t n, size_t n_prompt, size_t n_answer)
 {
     float *logits = malloc(n * sizeof *logits);
     uint8_t *seen = calloc(n, 1);
     uint32_t *counts = calloc(n, sizeof *counts);
     int32_t *prompt = calloc(n_prompt + 1, sizeof *prompt);
     for (size_t i = 0; i < n_prompt; i++) seen[prompt[i] = (int32_t)(rng() % n)] = 1;
-    qw_sampler_begin(s, p, prompt, n_prompt);
+    begin(s, p, prompt, n_prompt);
     for (size_t i = 0; i < n_answer; i++) {
         int32_t token = (int32_t)(rng() % n);
         seen[token] = 1;
         counts[token]++;
-        qw_sampler_accept(s, token);
+        qw_sampling_run_accept(s->run, token);
     }
     fill_logits(logits, n, SHAPE_SPREAD);
     reference r = refer(logits, n, p, seen, counts);
@@ -411,7 +434,7 @@ static void test_penalties(void **state)
         {.repetition_penalty = 1, .presence_penalty = -1, .frequency_penalty = -0.5f},
         {.repetition_penalty = 1.05f, .presence_penalty = 0.5f, .frequency_penalty = 0.5f},
     };
-    qw_sampler *s = make(N);
+    subject *s = make(N);
     rng_state = SEED;
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
         for (int round = 0; round < 40; round++) { /* one sampler throughout: begin forgets the last answer */
@@ -424,7 +447,7 @@ static void test_penalties(void **state)
             check_penalties(s, &p, N, rng() % 40, rng() % 40);
         }
     }
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* Worked by hand: presence and frequency look at the answer alone, repetition at both. */
@@ -433,32 +456,32 @@ static void test_penalties_by_hand(void **state)
     (void)state;
     const float logits[] = {4, 3.5f, -1, 3, 2.9f};
     const int32_t prompt[] = {0, 0, 0};
-    qw_sampler *s = make(5);
+    subject *s = make(5);
     qw_sampling p = plain(0);
     p.presence_penalty = 2;
-    qw_sampler_begin(s, &p, prompt, 3);
+    begin(s, &p, prompt, 3);
     assert_int_equal(draw_at(s, logits, 5, 3).token, 0); /* in the prompt only: no presence penalty */
-    qw_sampler_accept(s, 0);
+    qw_sampling_run_accept(s->run, 0);
     assert_int_equal(draw_at(s, logits, 5, 4).token, 1); /* 4 - 2 < 3.5 */
     p.presence_penalty = 0;
     p.frequency_penalty = 0.3f;
-    qw_sampler_begin(s, &p, prompt, 3);
-    qw_sampler_accept(s, 0);
+    begin(s, &p, prompt, 3);
+    qw_sampling_run_accept(s->run, 0);
     assert_int_equal(draw_at(s, logits, 5, 4).token, 0); /* 3.7 */
-    qw_sampler_accept(s, 0);
+    qw_sampling_run_accept(s->run, 0);
     assert_int_equal(draw_at(s, logits, 5, 5).token, 1); /* 3.4 < 3.5 */
     p.frequency_penalty = 0;
     p.repetition_penalty = 1.25f;
-    qw_sampler_begin(s, &p, prompt, 3);
+    begin(s, &p, prompt, 3);
     assert_int_equal(draw_at(s, logits, 5, 3).token, 1); /* 4 / 1.25 = 3.2, once for the prompt */
-    qw_sampler_accept(s, 1);
+    qw_sampling_run_accept(s->run, 1);
     assert_int_equal(draw_at(s, logits, 5, 4).token, 0); /* 3.5 / 1.25 = 2.8; 0 is still 3.2 */
     const float negative[] = {-4, -4.5f, -9};
-    qw_sampler_destroy(s);
+    destroy(s);
     s = make(3);
-    qw_sampler_begin(s, &p, prompt, 3);
+    begin(s, &p, prompt, 3);
     assert_int_equal(draw_at(s, negative, 3, 3).token, 1); /* -4 * 1.25 = -5 */
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 static void test_bias(void **state)
@@ -466,7 +489,7 @@ static void test_bias(void **state)
     (void)state;
     enum { N = 40 };
     float logits[N];
-    qw_sampler *s = make(N);
+    subject *s = make(N);
     rng_state = SEED;
     for (int round = 0; round < 300; round++) {
         qw_logit_bias bias[12];
@@ -481,7 +504,7 @@ static void test_bias(void **state)
             bias[i] = (qw_logit_bias){.token = (int32_t)(rng() % N), .bias = values[rng() % 7]};
         }
         reference r = refer(logits, N, &p, NULL, NULL);
-        qw_sampler_begin(s, &p, NULL, 0);
+        begin(s, &p, NULL, 0);
         for (uint64_t i = 0; i < 30; i++) {
             int32_t want = p.temperature == 0 ? r.kept[0].id : predict(&r, qw_sampler_uniform(p.seed, i));
             int32_t got = draw_at(s, logits, N, i).token;
@@ -490,7 +513,7 @@ static void test_bias(void **state)
         }
         free(r.kept);
     }
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* The caller's array may go away after begin. */
@@ -499,14 +522,14 @@ static void test_bias_is_copied(void **state)
     (void)state;
     const float logits[] = {0, 1, 2};
     qw_logit_bias bias[] = {{2, -100}, {1, -100}};
-    qw_sampler *s = make(3);
+    subject *s = make(3);
     qw_sampling p = plain(1);
     p.bias = bias;
     p.n_bias = 2;
-    qw_sampler_begin(s, &p, NULL, 0);
+    begin(s, &p, NULL, 0);
     memset(bias, 0, sizeof bias);
     for (uint64_t i = 0; i < 50; i++) assert_int_equal(draw_at(s, logits, 3, i).token, 0);
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* Everything banned, or no number at all: still a token of the vocabulary, the same each time. */
@@ -514,14 +537,14 @@ static void test_nothing_to_choose(void **state)
 {
     (void)state;
     const float values[] = {-INFINITY, NAN};
-    qw_sampler *s = make(4);
+    subject *s = make(4);
     for (size_t v = 0; v < 2; v++) {
         float logits[4] = {values[v], values[v], values[v], values[v]};
         for (int i = 0; i < 6; i++) {
             qw_sampling p = plain(i % 2 ? 1.0f : 0);
             p.top_k = i / 2 == 1 ? 2 : 0;
             p.top_p = i / 2 == 2 ? 0.5f : 1;
-            qw_sampler_begin(s, &p, NULL, 0);
+            begin(s, &p, NULL, 0);
             int32_t first = draw_at(s, logits, 4, 0).token;
             for (uint64_t j = 1; j < 20; j++) assert_int_equal(draw_at(s, logits, 4, j).token, first);
         }
@@ -531,14 +554,14 @@ static void test_nothing_to_choose(void **state)
     qw_sampling p = plain(1);
     p.bias = bias;
     p.n_bias = 4;
-    qw_sampler_begin(s, &p, NULL, 0);
+    begin(s, &p, NULL, 0);
     (void)draw_at(s, finite, 4, 0);
     /* one token that is no number does not hide the others */
     const float mixed[4] = {NAN, 1, 3, NAN};
     p = plain(0);
-    qw_sampler_begin(s, &p, NULL, 0);
+    begin(s, &p, NULL, 0);
     assert_int_equal(draw_at(s, mixed, 4, 0).token, 2);
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* ---- log-probabilities ------------------------------------------------------------------------ */
@@ -551,7 +574,7 @@ static void test_logprobs(void **state)
     float logits[N];
     qw_logit_bias bias[] = {{3, 50}, {4, -100}};
     const int32_t prompt[] = {1, 2, 3};
-    qw_sampler *s = make(N);
+    subject *s = make(N);
     rng_state = SEED;
     for (int round = 0; round < 120; round++) {
         qw_sampling p = {.temperature = round % 2 ? 0 : 1.4f, .top_p = 0.9f, .top_k = 10, .repetition_penalty = 1.5f,
@@ -561,7 +584,7 @@ static void test_logprobs(void **state)
         for (size_t i = 0; i < N; i++) total += exp((double)logits[i]);
         qw_sampling model = plain(1);
         reference r = refer(logits, N, &model, NULL, NULL);
-        qw_sampler_begin(s, &p, prompt, 3);
+        begin(s, &p, prompt, 3);
         qw_sample got = draw_at(s, logits, N, 5);
         if (p.top_logprobs < 0) {
             assert_int_equal(got.n_top, 0);
@@ -577,11 +600,11 @@ static void test_logprobs(void **state)
         }
         /* asking for log-probabilities changes no choice */
         p.top_logprobs = -1;
-        qw_sampler_begin(s, &p, prompt, 3);
+        begin(s, &p, prompt, 3);
         assert_int_equal(draw_at(s, logits, N, 5).token, got.token);
         free(r.kept);
     }
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* Fewer tokens than asked for. */
@@ -589,15 +612,15 @@ static void test_few_logprobs(void **state)
 {
     (void)state;
     const float logits[] = {1, -INFINITY, 2};
-    qw_sampler *s = make(3);
+    subject *s = make(3);
     qw_sampling p = plain(0);
     p.top_logprobs = 20;
-    qw_sampler_begin(s, &p, NULL, 0);
+    begin(s, &p, NULL, 0);
     qw_sample got = draw_at(s, logits, 3, 0);
     assert_int_equal(got.n_top, 2);
     assert_int_equal(got.top[0].token, 2);
     assert_int_equal(got.top[1].token, 0);
-    qw_sampler_destroy(s);
+    destroy(s);
 }
 
 /* ---- parameters ------------------------------------------------------------------------------- */

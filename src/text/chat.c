@@ -308,9 +308,13 @@ qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_
     choose(&w, f, &o);
     QW_TRY_GOTO(qw_chat_role_of(&w, 0, &first));
     for (size_t i = 1; i < n_messages; i++) QW_TRY_GOTO(qw_chat_role_of(&w, i, &other));
+    w.n_done = first == CHAT_SYSTEM;
     QW_TRY_GOTO(render_head(&w, tools, first == CHAT_SYSTEM));
     size_t query = qw_chat_query(&w);
-    for (size_t i = first == CHAT_SYSTEM; i < n_messages; i++) QW_TRY_GOTO(render_message(&w, i, query));
+    for (size_t i = first == CHAT_SYSTEM; i < n_messages; i++) {
+        w.n_done = i + 1;
+        QW_TRY_GOTO(render_message(&w, i, query));
+    }
     if (add_generation_prompt) QW_TRY_GOTO(render_prompt(&w));
     return QW_OK;
 fail:

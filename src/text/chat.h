@@ -49,6 +49,7 @@ typedef enum qw_segment_kind { QW_SEGMENT_MARKUP = 0, QW_SEGMENT_PLAIN, QW_SEGME
 typedef struct qw_segment {
     qw_segment_kind kind;
     size_t begin, end; /* bytes in qw_rendered.text; an edge is empty */
+    size_t n_messages; /* EDGE: so many messages are before it, tools and a default system text not counted */
 } qw_segment;
 
 /* Zero-initialise; qw_rendered_free frees. Neighbouring segments of one kind are joined. */
@@ -84,8 +85,22 @@ bool qw_chat_thinks(qw_chat_format f, const qw_chat_options *options);
 qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_messages, qw_text tools,
                          const qw_chat_options *options, bool add_generation_prompt, qw_rendered *out,
                          qw_err *err) QW_MUST_CHECK;
-/* Ids of a rendered conversation: markup with control tokens, plain text without. */
-qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_err *err) QW_MUST_CHECK;
+/* Where in the token ids a message ends. */
+typedef struct qw_edge {
+    uint32_t n_tokens;   /* before it */
+    uint32_t n_messages; /* as in qw_segment */
+} qw_edge;
+
+/* Zero-initialise; free(at). */
+typedef struct qw_edges {
+    qw_edge *at; /* [n], owns; ascending */
+    size_t n, cap;
+} qw_edges;
+
+/* Ids of a rendered conversation: markup with control tokens, plain text without. Appends to *edges, unless that is NULL,
+ * those edges that are borders of tokens. */
+qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_edges *edges,
+                           qw_err *err) QW_MUST_CHECK;
 
 /* What the model cards of embedding and reranking models give as the instruct of a search. */
 #define QW_SEARCH_INSTRUCTION "Given a web search query, retrieve relevant passages that answer the query"

@@ -60,6 +60,7 @@ typedef struct chat_renderer {
     size_t n;
     bool thinks, keeps;
     const char *effort; /* text, or NULL */
+    size_t n_done;      /* messages rendered so far */
     qw_rendered *out;
     qw_err *err;
 } chat_renderer;

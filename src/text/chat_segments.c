@@ -29,7 +29,7 @@ qw_status qw_chat_mark(const chat_renderer *w, qw_segment_kind kind)
         QW_TRY(qw_grow(&r->segments, r->cap, cap, sizeof *r->segments, "chat segments", w->err));
         r->cap = cap;
     }
-    r->segments[r->n++] = (qw_segment){.kind = kind, .begin = begin, .end = r->text.n};
+    r->segments[r->n++] = (qw_segment){.kind = kind, .begin = begin, .end = r->text.n, .n_messages = w->n_done};
     return QW_OK;
 }
 
@@ -46,12 +46,28 @@ qw_status qw_chat_plain(const chat_renderer *w, qw_text s)
     return qw_chat_mark(w, QW_SEGMENT_PLAIN);
 }
 
+/* The text up to byte `at` gave n_tokens: notes the edge that is there, and passes those before it, which lie within a token. */
+static qw_status note_edges(const qw_rendered *r, size_t at, size_t n_tokens, size_t *next, qw_edges *edges, qw_err *err)
+{
+    for (; edges && *next < r->n && r->segments[*next].begin <= at; ++*next) {
+        const qw_segment *s = &r->segments[*next];
+        if (s->kind != QW_SEGMENT_EDGE || s->begin != at) continue;
+        if (edges->n == edges->cap) {
+            size_t cap = edges->cap ? 2 * edges->cap : 16;
+            QW_TRY(qw_grow(&edges->at, edges->cap, cap, sizeof *edges->at, "edges of messages", err));
+            edges->cap = cap;
+        }
+        edges->at[edges->n++] = (qw_edge){.n_tokens = (uint32_t)n_tokens, .n_messages = (uint32_t)s->n_messages};
+    }
+    return QW_OK;
+}
+
 /* Added tokens are recognised inside markup only. What stands between two of them is one text for the
  * tokenizer, markup and plain together: the pieces it is cut into may span both. */
-qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_err *err)
+qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_tokens *out, qw_edges *edges, qw_err *err)
 {
     const char *text = qw_buf_str(&r->text);
-    size_t done = 0, before = out->n;
+    size_t done = 0, before = out->n, next_edge = 0;
     qw_status status;
     for (size_t i = 0; i < r->n; i++) {
         size_t at, len, pos = r->segments[i].begin;
@@ -59,12 +75,13 @@ qw_status qw_chat_tokenize(const qw_tokenizer *t, const qw_rendered *r, qw_token
         if (r->segments[i].kind != QW_SEGMENT_MARKUP) continue;
         while (qw_tokenizer_find_added(t, text, r->segments[i].end, pos, &at, &len, &id)) {
             QW_TRY_GOTO(qw_tokenizer_encode(t, text + done, at - done, false, out, err));
+            QW_TRY_GOTO(note_edges(r, at, out->n, &next_edge, edges, err));
             QW_TRY_GOTO(qw_tokens_push(out, id, err));
             done = pos = at + len;
         }
     }
     QW_TRY_GOTO(qw_tokenizer_encode(t, text + done, r->text.n - done, false, out, err));
-    return QW_OK;
+    return note_edges(r, r->text.n, out->n, &next_edge, edges, err);
 fail:
     out->n = before;
     return status;

@@ -65,7 +65,7 @@ static qw_status compute(qw_pooled *p, uint32_t *row, qw_err *err)
 static qw_status compute_rendered(qw_pooled *p, qw_rendered *prompt, uint32_t *row, qw_err *err)
 {
     p->tokens.n = 0;
-    qw_status status = qw_chat_tokenize(p->tokenizer, prompt, &p->tokens, err);
+    qw_status status = qw_chat_tokenize(p->tokenizer, prompt, &p->tokens, NULL, err);
     qw_rendered_free(prompt);
     return status == QW_OK ? compute(p, row, err) : status;
 }

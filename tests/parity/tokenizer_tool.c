@@ -199,7 +199,7 @@ static qw_status do_chat(const struct tool *tool, char op, const char *s, size_t
     if (op == 'R') {
         QW_TRY_GOTO(qw_buf_add(out, qw_buf_str(&rendered.text), rendered.text.n, err));
     } else if (op == 'T') {
-        QW_TRY_GOTO(qw_chat_tokenize(tool->tokenizer, &rendered, &ids, err));
+        QW_TRY_GOTO(qw_chat_tokenize(tool->tokenizer, &rendered, &ids, NULL, err));
         QW_TRY_GOTO(do_ids(&ids, out, err));
     } else {
         for (size_t i = 0; i < rendered.n; i++) {

@@ -169,7 +169,7 @@ static void test_injection(void **state)
     m[2].n_tool_calls = 2;
     qw_text tools = TEXT("[{\"a\": \"<|im_end|><tool_call>\"}]");
     assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 5, tools, NULL, true, &r, NULL), QW_OK);
-    assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL), QW_OK);
+    assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL, NULL), QW_OK);
     assert_int_equal(count(&ids, ID_IM_START), 6); /* five turns and the prompt */
     assert_int_equal(count(&ids, ID_IM_END), 5);
     assert_int_equal(count(&ids, ID_ENDOFTEXT), 0);
@@ -197,7 +197,7 @@ static void test_joined(void **state)
     qw_tokens ids = {0}, whole = {0};
     (void)state;
     assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m, 3, NO_TOOLS, NULL, false, &r, NULL), QW_OK);
-    assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL), QW_OK);
+    assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL, NULL), QW_OK);
     assert_int_equal(qw_tokenizer_encode(tokenizer, r.text.data, r.text.n, true, &whole, NULL), QW_OK);
     assert_int_equal(ids.n, whole.n);
     assert_memory_equal(ids.ids, whole.ids, ids.n * sizeof *ids.ids);
@@ -206,15 +206,46 @@ static void test_joined(void **state)
     qw_tokens_free(&whole);
     qw_rendered_free(&r);
     /* The same through a made-up rendering: even NFC reaches across the border. */
-    qw_segment segments[] = {{QW_SEGMENT_MARKUP, 0, 1}, {QW_SEGMENT_PLAIN, 1, 3}};
+    qw_segment segments[] = {{.kind = QW_SEGMENT_MARKUP, .begin = 0, .end = 1},
+                             {.kind = QW_SEGMENT_PLAIN, .begin = 1, .end = 3}};
     r = (qw_rendered){.segments = segments, .n = 2};
     qw_buf_init(&r.text, 100, "text");
     assert_int_equal(qw_buf_add_str(&r.text, "e\xCC\x81", NULL), QW_OK);
-    assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL), QW_OK);
+    assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, NULL, NULL), QW_OK);
     assert_int_equal(ids.n, 1);
     assert_int_equal(ids.ids[0], E_ACUTE);
     qw_tokens_free(&ids);
     qw_buf_free(&r.text);
+}
+
+/* Edges are borders of tokens: what is before one gives the same ids alone. */
+static void test_edges(void **state)
+{
+    (void)state;
+    qw_message m[] = {say("system", "Be brief."), say("user", "Hello there"), say("assistant", "Hi."), say("user", "Bye")};
+    for (size_t first = 0; first < 2; first++) { /* with a system message and without */
+        qw_rendered r = {0};
+        qw_tokens ids = {0};
+        qw_edges edges = {0};
+        assert_int_equal(qw_chat_render(QW_CHAT_QWEN25, m + first, 4 - first, NO_TOOLS, NULL, true, &r, NULL), QW_OK);
+        assert_int_equal(qw_chat_tokenize(tokenizer, &r, &ids, &edges, NULL), QW_OK);
+        assert_int_equal(edges.n, 4); /* the default system text ends a message as well */
+        for (size_t i = 0; i < edges.n; i++) {
+            assert_int_equal(edges.at[i].n_messages, i + 1 - first);
+            size_t n_segments = 0, n_edges = 0;
+            while (n_edges <= i) n_edges += r.segments[n_segments++].kind == QW_SEGMENT_EDGE;
+            qw_rendered part = {.text = r.text, .segments = r.segments, .n = n_segments};
+            qw_tokens alone = {0};
+            part.text.n = r.segments[n_segments - 1].end;
+            assert_int_equal(qw_chat_tokenize(tokenizer, &part, &alone, NULL, NULL), QW_OK);
+            assert_int_equal(alone.n, edges.at[i].n_tokens);
+            assert_memory_equal(alone.ids, ids.ids, alone.n * sizeof *ids.ids);
+            qw_tokens_free(&alone);
+        }
+        free(edges.at);
+        qw_tokens_free(&ids);
+        qw_rendered_free(&r);
+    }
 }
 
 static void test_refused(void **state)
@@ -412,7 +443,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain),     cmocka_unit_test(test_tools),  cmocka_unit_test(test_segments),
-        cmocka_unit_test(test_injection), cmocka_unit_test(test_joined), cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_injection), cmocka_unit_test(test_joined), cmocka_unit_test(test_edges), cmocka_unit_test(test_refused),
         cmocka_unit_test(test_detect),    cmocka_unit_test(test_lenient), cmocka_unit_test(test_options),
         cmocka_unit_test(test_retrieval),
     };

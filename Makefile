@@ -65,10 +65,13 @@ ISA_QW   := $(BUILD)/tests/qw-isa
 ISA_CAP  := $(BUILD)/tests/unit/isa_cap.o
 CAPPED   := $(ISA_QW) $(addprefix $(BUILD)/tests/,test_bits test_engine test_forward test_weights)
 LIMITS   := $(BUILD)/bench/limits
+SIM      := $(BUILD)/tests/sim/sim
+DRAFTS   := $(BUILD)/tests/drafts/drafts
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels peers clean help
+.PHONY: all chat test tests sim drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
+        peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -89,7 +92,7 @@ test:
 	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ISA),--isa $(ISA)) $(if $(ONLY),--only $(ONLY))
 
 ## tests: build the test programs without running them
-tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS)
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(SIM) $(DRAFTS)
 
 ## checkasm-aarch64: the checks of the kernels for AArch64, cross-compiled (they run under qemu-aarch64)
 checkasm-aarch64:
@@ -142,6 +145,17 @@ peers: all $(LIMITS)
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 bench/peers.py --qw $(BUILD)/qw --limits $(LIMITS) --model $(MODEL) --settle 20 --all
 
+## sim: the engine on a fake model and a fake clock, from seeds (SEEDS=10000 BASE=1)
+sim: $(SIM)
+	@$(SIM) --seeds $(or $(SEEDS),10000) --base $(or $(BASE),1)
+
+## drafts: how many tokens a pass gives with drafts, on answers of the default model (MODEL=name for another; minutes)
+drafts: all $(DRAFTS)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@$(DRAFTS) record "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json, sys; print(json.load(sys.stdin)["path"])')" \
+	    tests/drafts/prompts.txt $(BUILD)/drafts.tape
+	@$(DRAFTS) replay $(BUILD)/drafts.tape
+
 ## clean: remove build/
 clean:
 	rm -rf build
@@ -169,11 +183,20 @@ $(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c $(KERNEL_DIRS:%=src/%/*.c))
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lpthread -lm
 
+$(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+$(DRAFTS): $(call obj,$(wildcard tests/drafts/*.c)) $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
 $(LIMITS): $(call obj,bench/limits.c)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lpthread
 
 $(CAPPED): $(ISA_CAP)
 $(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
+
+# No allocation goes uncounted.
+$(BUILD)/tests/test_drafts: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
 
 $(ISA_QW): $(PROG_OBJ) $(BUILD)/libqw.a
 	@mkdir -p $(@D)

@@ -109,7 +109,8 @@ enum {
     QW_STOP_MAX = 16,           /* stop strings of a request */
     QW_STOP_BYTES_MAX = 256,    /* bytes of one */
     QW_MESSAGES_MAX = 4096,
-    QW_PROMPT_BYTES_MAX = 64 << 20
+    QW_PROMPT_BYTES_MAX = 64 << 20,
+    QW_PAGE_TOKENS = 64         /* what the cache keeps in one piece */
 };
 
 typedef enum qw_prompt_kind {
@@ -118,6 +119,25 @@ typedef enum qw_prompt_kind {
     QW_PROMPT_FIM,      /* fill in the middle between text and suffix (Coder models) */
     QW_PROMPT_TOKENS    /* ids as they are */
 } qw_prompt_kind;
+
+/* What an answer is held to, token by token: docs/constrained.md. */
+typedef enum qw_form_kind {
+    QW_FORM_NONE = 0,
+    QW_FORM_JSON,     /* any JSON object */
+    QW_FORM_SCHEMA,   /* JSON that satisfies the schema in source */
+    QW_FORM_REGEX,    /* text that the expression in source matches as a whole */
+    QW_FORM_CHOICE,   /* one of choices */
+    QW_FORM_GRAMMAR,  /* text of the grammar in source */
+    QW_FORM_CALLS     /* CHAT: tool calls are whole and satisfy the tools' schemas; source: the only function, or empty */
+} qw_form_kind;
+
+typedef struct qw_form_request {
+    qw_form_kind kind;
+    qw_text source;
+    const qw_text *choices;
+    size_t n_choices;
+    bool call_required;         /* CALLS: begins with a call; else text may come first, or alone */
+} qw_form_request;
 
 typedef struct qw_request {
     qw_prompt_kind kind;
@@ -137,7 +157,11 @@ typedef struct qw_request {
     size_t n_stop;
     bool ignore_eos;            /* go on after the end token, for measurements */
     bool one_call;              /* CHAT: the answer ends after its first tool call */
+    qw_form_request form;       /* holds from the end of the thinking on */
     void *user;                 /* comes back in every event */
+    qw_text owner;              /* whose request it is: what was computed is never shared with another owner's; "" is one, too */
+    int32_t priority;           /* the higher goes first */
+    int64_t deadline_ms;        /* after qw_submit the answer ends with QW_FINISH_DEADLINE; 0: never */
 } qw_request;
 /* Sampling as the model's makers recommend, no log-probabilities, a random seed. */
 qw_request qw_request_default(const qw_model *model);
@@ -150,19 +174,24 @@ qw_status qw_render(const qw_model *model, const qw_request *request, int32_t **
 typedef struct qw_engine_options {
     int n_threads;          /* 0: the cores this process may use */
     uint32_t context;       /* tokens a conversation may hold; 0: the model's own, at most 32768 */
+    uint32_t n_parallel;    /* requests that are answered at the same time; 0: 8, or what memory allows */
     uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY */
-    uint64_t memory_bytes_max; /* 0: what the machine has free */
+    bool plain_decoding;    /* one token a pass: no guesses that a pass checks beside it. The answers are the same */
+    uint64_t memory_bytes_max; /* for everything; 0: what the machine has free, less a quarter for others */
 } qw_engine_options;
 qw_engine_options qw_engine_options_default(void);
 
 /* Where the memory goes, computed before the first allocation. */
 typedef struct qw_plan {
-    uint32_t context;
+    uint32_t context, n_parallel;
     uint64_t weights_bytes; /* mapped: the model file, or the packed side file */
     uint64_t packed_bytes;  /* of packed weights held in memory (0 when they are mapped) */
     uint64_t kv_bytes;      /* keys and values of `context` tokens */
-    uint64_t scratch_bytes; /* activations, logits, per-thread space */
-    uint64_t total_bytes;
+    uint64_t scratch_bytes; /* activations, logits, per-thread space, recurrent states of n_parallel sequences */
+    uint64_t total_bytes;   /* of these four: what is needed */
+    uint64_t cache_bytes;   /* beyond that, for what others have computed: */
+    uint64_t cache_tokens;  /* keys and values of so many tokens, */
+    uint32_t n_snapshots;   /* and so many recurrent states */
     uint64_t available_bytes;
 } qw_plan;
 /* QW_E_MEMORY with a sentence that says what would fit; *out is filled either way. */
@@ -202,7 +231,8 @@ typedef enum qw_finish {
     QW_FINISH_TOOL_CALLS, /* the same, after tool calls of which none broke off */
     QW_FINISH_LENGTH,     /* max_tokens reached */
     QW_FINISH_CONTEXT,    /* the context is full */
-    QW_FINISH_CANCELLED
+    QW_FINISH_CANCELLED,
+    QW_FINISH_DEADLINE
 } qw_finish;
 
 typedef struct qw_top_logprob {
@@ -220,10 +250,27 @@ typedef struct qw_event_token {
 typedef struct qw_usage {
     uint32_t prompt_tokens;
     uint32_t cached_tokens;     /* of the prompt, reused from what the engine still held */
-    uint32_t prefilled;         /* of the prompt, computed so far */
+    uint32_t prefilled;         /* of the prompt, reused or computed so far */
+    uint32_t computed_tokens;   /* rows that really were computed for this request, its answer's included */
     uint32_t completion_tokens; /* the end token is counted */
     uint32_t reasoning_tokens;  /* of these, in the thinking; its tags are counted */
 } qw_usage;
+
+/* Why less of a prompt was reused than it has in common with something that was computed before. */
+typedef enum qw_cache_miss {
+    QW_MISS_NONE = 0, /* nothing to be had was missed */
+    QW_MISS_UNKNOWN,  /* nothing in common was ever computed for this owner (or it was forgotten long ago) */
+    QW_MISS_EVICTED,  /* it was given up for want of memory */
+    QW_MISS_SNAPSHOT  /* there is no snapshot of the recurrent state where the two part */
+} qw_cache_miss;
+
+/* How a prompt was served: docs/engine.md. */
+typedef struct qw_cache_use {
+    qw_cache_miss miss;
+    uint32_t known_tokens;   /* of the prompt, in common with the nearest known conversation: */
+    uint32_t known_messages; /* so many messages are the same, */
+    uint32_t known_bytes;    /* and so many bytes of what follows them, as it is rendered */
+} qw_cache_use;
 
 typedef struct qw_timings {
     int64_t queue_us, prefill_us, decode_us; /* waiting; prompt; answer after its first token */
@@ -242,6 +289,7 @@ typedef struct qw_event {
     qw_finish finish;              /* DONE */
     const char *stop;              /* DONE: the stop string that ended it, or NULL */
     qw_usage usage;
+    qw_cache_use cache;            /* DONE */
     qw_timings timings;            /* DONE, ERROR */
     qw_err error;                  /* ERROR */
 } qw_event;
@@ -250,6 +298,17 @@ static inline bool qw_event_is_terminal(const qw_event *ev)
 {
     return ev->type == QW_EVENT_DONE || ev->type == QW_EVENT_ERROR;
 }
+
+/* Counted since the engine was made. */
+typedef struct qw_engine_stats {
+    uint32_t n_waiting, n_running;
+    uint64_t requests, prompt_tokens, reused_tokens, computed_tokens; /* of requests that began; rows really computed */
+    uint64_t missed[QW_MISS_SNAPSHOT + 1];                           /* requests, by qw_cache_miss */
+    uint64_t guessed, guessed_right;                                 /* tokens that a pass checked beside the next one */
+    uint64_t preemptions;                                            /* requests that had to step back for want of memory */
+    uint64_t cached_pages, cached_snapshots, evicted_pages, evicted_snapshots; /* of QW_PAGE_TOKENS tokens each */
+} qw_engine_stats;
+void qw_engine_get_stats(qw_engine *engine, qw_engine_stats *out); /* any thread */
 
 /* Takes the next event of any request. timeout_ms: 0 returns at once, -1 waits. False: none came. Called by
  * one thread at a time. */

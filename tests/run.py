@@ -73,6 +73,7 @@ def suites(b, python, model, isa):
         ("divergence", [python, "tests/parity/divergence.py", "--qw", qw], True),
         ("multi-token prediction", [python, "tests/parity/mtp.py", "--qw", qw, "build/families/qwen35-r1.gguf",
                                     "build/families/qwen35-r2.gguf"], False),
+        ("simulation", [f"{b}/tests/sim/sim", "--seeds", "200"], True),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
         ("command", [python, "tests/cli/cli.py", "--qw", qw, "--model", TINY], True),

@@ -1,7 +1,7 @@
 /* side_files.c: see side_files.h. Any thread; other processes work in the same folder. */
+#include "base/bytes.h"
 #include "base/side_files.h"
 
-#include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -144,21 +144,6 @@ void qw_side_touch(const char *path)
 
 /* ---- limits ------------------------------------------------------------------------------------ */
 
-/* "20G", "1500M", "0": decimal, as sizes are printed. */
-static bool parse_size(const char *text, uint64_t *out)
-{
-    static const char units[] = "KMGT";
-    char *end;
-    if (!isdigit((unsigned char)*text)) return false;
-    errno = 0;
-    uint64_t v = strtoull(text, &end, 10), unit = 1;
-    const char *at = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
-    for (ptrdiff_t i = at ? at - units : -1; i >= 0; i--) unit *= 1000;
-    if (unit > 1) end++;
-    if (unit > 1 && toupper((unsigned char)*end) == 'B') end++;
-    return errno == 0 && *end == '\0' && !__builtin_mul_overflow(v, unit, out);
-}
-
 /* Of the file system that holds dir, or will. */
 static qw_status measure(const char *dir, struct statvfs *vfs, qw_err *err)
 {
@@ -179,7 +164,7 @@ qw_status qw_side_limits_get(const char *dir, qw_side_limits *out, qw_err *err)
     struct statvfs vfs;
     const char *text = getenv("QW_CACHE_MAX");
     *out = (qw_side_limits){.strict = text != NULL && *text != '\0'};
-    if (out->strict && !parse_size(text, &out->total_max)) {
+    if (out->strict && !qw_parse_bytes(text, &out->total_max)) {
         return qw_fail(err, QW_E_ARG, "QW_CACHE_MAX is \"%.40s\": want a size like 20G, or 0 for no side files", text);
     }
     QW_TRY(measure(dir, &vfs, err));

@@ -13,6 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/bytes.h"
 #include "base/mem.h"
 #include "base/utf8.h"
 
@@ -245,6 +246,12 @@ static int set_number(const qw_cli_spec *spec, const qw_cli_opt *o, const char *
     return 0;
 }
 
+static int set_bytes(const qw_cli_spec *spec, const qw_cli_opt *o, const char *opt_text, const char *value)
+{
+    if (qw_parse_bytes(value, o->target)) return 0;
+    return qw_cli_usage(spec->name, "option %s takes a size like 12G or 900M, not \"%s\"", opt_text, value);
+}
+
 static int add_str(const qw_cli_opt *o, const char *value)
 {
     qw_cli_strs *strs = o->target;
@@ -264,6 +271,7 @@ static int set_value(const qw_cli_spec *spec, const qw_cli_opt *o, const char *o
     case QW_CLI_INTS: return set_ints(spec, o, opt_text, value);
     case QW_CLI_INT:
     case QW_CLI_REAL: return set_number(spec, o, opt_text, value);
+    case QW_CLI_BYTES: return set_bytes(spec, o, opt_text, value);
     }
     return 0;
 }

@@ -85,7 +85,8 @@ typedef enum qw_cli_kind { /* what `target` points to */
     QW_CLI_STRS,  /* qw_cli_strs: each use of the option adds one */
     QW_CLI_INT,   /* int64_t */
     QW_CLI_INTS,  /* qw_cli_ints: numbers separated by commas; a later use replaces an earlier one */
-    QW_CLI_REAL   /* double */
+    QW_CLI_REAL,  /* double */
+    QW_CLI_BYTES  /* uint64_t: a size like 20G */
 } qw_cli_kind;
 
 typedef struct qw_cli_opt {
@@ -122,7 +123,9 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
     const char *name;         /* catalogue name or path; NULL: the default model */
     int64_t n_threads;        /* 0: the cores this process may use */
     int64_t context;          /* 0: the model's own, at most 32768 */
-    bool exact, no_pack_cache;
+    int64_t n_parallel;       /* answers at the same time; 0: the engine's default */
+    uint64_t memory_bytes;    /* for everything; 0: three quarters of what is free */
+    bool exact, no_pack_cache, plain_decoding;
     const char *quantize;     /* type of weights, as in qw_model_options */
 } qw_cli_model;
 
@@ -135,6 +138,10 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
      1, 1024},                                                                                     \
     {'c', "context", QW_CLI_INT, &(m)->context, "N",                                               \
      "tokens a conversation may hold (the model's own, at most 32768)", 1, 1 << 24},               \
+    {0, "plain-decoding", QW_CLI_FLAG, &(m)->plain_decoding, NULL,                                \
+     "one token a pass, without guesses that are checked beside it: the same answers", 0, 0},      \
+    {0, "memory", QW_CLI_BYTES, &(m)->memory_bytes, "SIZE",                                       \
+     "for the model and all it keeps of conversations (three quarters of what is free)", 0, 0},    \
     {0, "quant", QW_CLI_STR, &(m)->quantize, "TYPE",                                               \
      "quantise float weights as they are loaded: q8_0, q4_k, ... (as they are)", 0, 0},            \
     {0, "exact", QW_CLI_FLAG, &(m)->exact, NULL, "reference mode: float32 throughout, slow", 0, 0},\
@@ -223,10 +230,10 @@ bool qw_cli_output_failed(void);
 void qw_cli_put_text(qw_text text);
 /* The same choice for a message of ours that repeats foreign text: always made visible. */
 void qw_cli_put_visible(FILE *file, qw_text text);
-/* Lines about a model (qw_gguf_note) on standard error, each as "qw: note: ...". */
-void qw_cli_print_notes(const char *notes);
 /* The same, dim where asked for: thinking, and remarks. */
 void qw_cli_put_dim(FILE *file, bool dim, qw_text text);
+/* Lines about a model (qw_gguf_note) on standard error, each as "qw: note: ...". */
+void qw_cli_print_notes(const char *notes);
 
 /* ---- interruption ----------------------------------------------------------------------------- */
 

@@ -108,6 +108,9 @@ qw_engine_options qw_cli_engine_options(const qw_cli_model *m)
     qw_engine_options options = qw_engine_options_default();
     options.n_threads = (int)m->n_threads;
     options.context = (uint32_t)m->context;
+    options.n_parallel = (uint32_t)m->n_parallel;
+    options.memory_bytes_max = m->memory_bytes;
+    options.plain_decoding = m->plain_decoding;
     return options;
 }
 

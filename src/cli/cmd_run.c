@@ -199,7 +199,7 @@ static int run(run_options *o, run_state *s)
 
 int qw_cmd_run(int argc, char **argv)
 {
-    run_options o = {.sampling = qw_cli_sampling_default(), .n_logprobs = -1};
+    run_options o = {.model = {.n_parallel = 1}, .sampling = qw_cli_sampling_default(), .n_logprobs = -1};
     run_state s = {0};
     const qw_cli_opt opts[] = {
         {'p', "prompt", QW_CLI_STR, &o.prompt, "PROMPT", "the prompt", 0, 0},

@@ -185,6 +185,12 @@ static void print_info(const show *s, const qw_model_info *i, const qw_plan *p)
     row_bytes("working space", p->scratch_bytes, "");
     row_bytes("total", p->total_bytes, "");
     row_bytes("available", p->available_bytes, p->total_bytes > p->available_bytes ? "it does not fit" : "");
+    if (p->cache_bytes) {
+        if (p->n_snapshots) snprintf(label, sizeof(label), "for %llu more tokens and %u states of conversations",
+                                     (unsigned long long)p->cache_tokens, p->n_snapshots);
+        else snprintf(label, sizeof(label), "for %llu more tokens of conversations", (unsigned long long)p->cache_tokens);
+        row_bytes("cache", p->cache_bytes, label);
+    }
 }
 
 static const char *text_or_empty(const char *s)
@@ -195,7 +201,9 @@ static const char *text_or_empty(const char *s)
 static json_t *json_info(const show *s, const qw_model_info *i, const qw_plan *p, const char *refusal)
 {
     json_t *plan =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "context", (json_int_t)p->context,
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "context", (json_int_t)p->context,
+                  "n_parallel", (json_int_t)p->n_parallel, "cache_bytes", (json_int_t)p->cache_bytes, "cache_tokens",
+                  (json_int_t)p->cache_tokens, "n_snapshots", (json_int_t)p->n_snapshots,
                   "weights_bytes", (json_int_t)p->weights_bytes, "packed_bytes", (json_int_t)p->packed_bytes,
                   "kv_bytes", (json_int_t)p->kv_bytes, "scratch_bytes", (json_int_t)p->scratch_bytes,
                   "total_bytes", (json_int_t)p->total_bytes, "available_bytes",

@@ -253,6 +253,7 @@ static void send_end(qw_engine_answer *a, const qw_err *failure)
     qw_event_node *node = new_event(a, failure ? QW_EVENT_ERROR : QW_EVENT_DONE, &ignored);
     QW_ASSERT(node); /* a request must end; without memory for one event the process cannot go on */
     node->event.timings = a->timings;
+    node->event.cache = a->cache;
     node->event.finish = failure ? QW_FINISH_NONE : last_finish(a);
     if (failure) node->event.error = *failure;
     if (a->stop.hit) {

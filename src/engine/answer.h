@@ -25,6 +25,7 @@ typedef struct qw_engine_answer {
     uint32_t n_calls, n_broken;    /* calls begun, and broken off */
     bool cut;                      /* the only call is made: what follows is dropped, as after a stop string */
     qw_usage usage;
+    qw_cache_use cache;            /* set by whoever drives it */
     qw_timings timings;
     int64_t started_us, first_token_us;
     qw_finish finish;              /* not NONE: the answer ends by what was pushed */

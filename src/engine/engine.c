@@ -1,13 +1,13 @@
-/* engine.c: the engine's life: create, the thread, the queue of requests, destroy. See qw.h.
- *
- * Requests are served one after the other in order of arrival.
- */
+/* engine.c: the engine's life: create, the thread, the inbox of requests, destroy. See qw.h; core.h is what it does. */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+
+#include <openssl/evp.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
-#include "engine/engine_private.h"
+#include "engine/guesser.h"
 #include "engine/request.h"
 
 qw_engine_options qw_engine_options_default(void)
@@ -22,51 +22,90 @@ void qw_job_free(qw_job *job)
     if (!job) return;
     for (size_t i = 0; i < job->n_stop; i++) free(job->stop[i]);
     free(job->stop);
-    free(job->bias);
     free(job->tokens);
+    free(job->edges);
+    qw_sampling_run_destroy(job->draws);
     qw_parser_destroy(job->parser);
+    qw_form_destroy(job->form);
     free(job);
+}
+
+static void set_owner(qw_job *job, qw_text owner)
+{
+    unsigned n = sizeof job->owner;
+    int hashed = EVP_Digest(owner.n ? owner.s : "", owner.n, job->owner, &n, EVP_sha256(), NULL);
+    QW_ASSERT(hashed == 1 && n == sizeof job->owner);
+}
+
+/* Takes the prompt and makes room for those of the answer. */
+static qw_status set_tokens(const qw_engine *e, const qw_request *r, const qw_sampling *sampling, qw_job *job,
+                            qw_prompt *prompt, qw_err *err)
+{
+    qw_tokens *tokens = &prompt->tokens;
+    if (tokens->n >= e->context) {
+        return qw_fail(err, QW_E_LIMIT, "the prompt has %zu tokens and the context holds %u, one of them for the "
+                                        "answer: shorten it or take a larger context",
+                       tokens->n, e->context);
+    }
+    size_t most = e->context - tokens->n + 1; /* the last one need not be computed */
+    if (r->max_tokens > 0 && (uint64_t)r->max_tokens < most) most = (size_t)r->max_tokens;
+    job->n_tokens = tokens->n;
+    job->n_tokens_max = tokens->n + most;
+    job->tokens = tokens->ids;
+    size_t n_had = tokens->n;
+    *tokens = (qw_tokens){0};
+    job->edges = prompt->edges.at;
+    job->n_edges = prompt->edges.n;
+    prompt->edges = (qw_edges){0};
+    QW_TRY(qw_grow(&job->tokens, n_had, job->n_tokens_max, sizeof *job->tokens, "tokens of an answer", err));
+    return qw_sampling_run_create(sampling, e->model->net->hp.n_vocab, job->tokens, job->n_tokens, most, &job->draws, err);
 }
 
 static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **out, qw_err *err)
 {
     qw_job *job = NULL;
-    qw_tokens tokens = {0};
-    bool in_thinking = false;
+    qw_prompt prompt = {0};
+    qw_sampling sampling = qw_request_sampling(e->model, r);
     qw_status status;
     QW_TRY_GOTO(qw_alloc(&job, 1, sizeof *job, "request", err));
-    job->sampling = qw_request_sampling(e->model, r);
-    QW_TRY_GOTO(qw_request_check(e->model, r, &job->sampling, err));
-    QW_TRY_GOTO(qw_request_tokens(e->model, r, &tokens, &in_thinking, err));
-    QW_TRY_GOTO(qw_request_parser(e->model, r, in_thinking, &job->parser, err));
-    if (tokens.n >= e->context) {
-        status = qw_fail(err, QW_E_LIMIT, "the prompt has %zu tokens and the context holds %u, one of them for the "
-                                          "answer: shorten it or take a larger context",
-                         tokens.n, e->context);
-        goto fail;
-    }
-    job->tokens = tokens.ids;
-    job->n_tokens = tokens.n;
-    tokens = (qw_tokens){0};
+    QW_TRY_GOTO(qw_request_check(e->model, r, &sampling, err));
+    QW_TRY_GOTO(qw_request_prompt(e->model, r, &prompt, err));
+    QW_TRY_GOTO(qw_request_parser(e->model, r, prompt.in_thinking, &job->parser, err));
+    QW_TRY_GOTO(qw_form_create(e->model, r, prompt.in_thinking, &job->form, err));
+    QW_TRY_GOTO(set_tokens(e, r, &sampling, job, &prompt, err));
     job->user = r->user;
     job->max_tokens = r->max_tokens;
     job->ignore_eos = r->ignore_eos;
     job->fim = r->kind == QW_PROMPT_FIM;
     job->one_call = r->one_call;
-    QW_TRY_GOTO(qw_alloc(&job->bias, r->sampling.n_bias, sizeof *job->bias, "logit bias", err));
-    if (r->sampling.n_bias) memcpy(job->bias, r->sampling.bias, r->sampling.n_bias * sizeof *job->bias);
-    job->sampling.bias = job->bias;
+    job->priority = r->priority;
+    set_owner(job, r->owner);
     QW_TRY_GOTO(qw_alloc(&job->stop, r->n_stop, sizeof *job->stop, "stop strings", err));
     for (; job->n_stop < r->n_stop; job->n_stop++) {
         const char *s = r->stop[job->n_stop];
         QW_TRY_GOTO(qw_strndup(&job->stop[job->n_stop], s, strlen(s), err));
     }
     *out = job;
-    return QW_OK;
+    job = NULL;
+    status = QW_OK;
 fail:
-    qw_tokens_free(&tokens);
+    qw_prompt_free(&prompt);
     qw_job_free(job);
     return status;
+}
+
+/* Under the lock. */
+static void put_into_inbox(qw_engine *e, qw_job *job)
+{
+    job->id = ++e->next_id;
+    if (e->last) e->last->next = job;
+    else e->first = job;
+    e->last = job;
+    e->n_inbox++;
+    job->all_next = e->all;
+    if (e->all) e->all->all_prev = job;
+    e->all = job;
+    pthread_cond_signal(&e->work);
 }
 
 qw_status qw_submit(qw_engine *e, const qw_request *r, uint64_t *id, qw_err *err)
@@ -75,20 +114,17 @@ qw_status qw_submit(qw_engine *e, const qw_request *r, uint64_t *id, qw_err *err
     qw_status status = QW_OK;
     QW_TRY(job_create(e, r, &job, err));
     job->submitted_us = qw_clock_us();
+    if (r->deadline_ms > 0) job->deadline_us = job->submitted_us + r->deadline_ms * 1000;
     pthread_mutex_lock(&e->lock);
     if (e->dead.status != QW_OK) {
         if (err) *err = e->dead;
         status = e->dead.status;
-    } else if (e->n_queue >= e->n_queue_max) {
+    } else if (e->n_inbox + e->n_waiting >= e->n_queue_max) {
         status = qw_fail(err, QW_E_BUSY, "%u requests are waiting, which is the most this engine keeps; try again",
-                         e->n_queue);
+                         e->n_inbox + e->n_waiting);
     } else {
-        *id = job->id = ++e->next_id;
-        if (e->last) e->last->next = job;
-        else e->first = job;
-        e->last = job;
-        e->n_queue++;
-        pthread_cond_signal(&e->work);
+        put_into_inbox(e, job);
+        *id = job->id;
     }
     pthread_mutex_unlock(&e->lock);
     if (status != QW_OK) qw_job_free(job);
@@ -98,10 +134,8 @@ qw_status qw_submit(qw_engine *e, const qw_request *r, uint64_t *id, qw_err *err
 void qw_cancel(qw_engine *e, uint64_t id)
 {
     pthread_mutex_lock(&e->lock);
-    if (e->running && e->running->id == id) atomic_store(&e->running->cancelled, true);
-    for (qw_job *job = e->first; job; job = job->next) {
+    for (qw_job *job = e->all; job; job = job->all_next)
         if (job->id == id) atomic_store(&job->cancelled, true);
-    }
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -120,6 +154,14 @@ uint32_t qw_engine_context(const qw_engine *e)
     return e->context;
 }
 
+void qw_engine_get_stats(qw_engine *e, qw_engine_stats *out)
+{
+    pthread_mutex_lock(&e->lock);
+    *out = e->stats;
+    out->n_waiting = e->n_inbox + e->n_waiting;
+    pthread_mutex_unlock(&e->lock);
+}
+
 int qw_engine_threads(const qw_engine *e)
 {
     return e->rt.n_threads;
@@ -132,34 +174,92 @@ const char *qw_engine_note(const qw_engine *e)
 
 /* ---- thread ----------------------------------------------------------------------------------- */
 
-static qw_job *next_job(qw_engine *e)
+/* The core is done with a job. */
+static void job_ended(void *ctx, qw_job *job)
 {
-    qw_job *job = NULL;
+    qw_engine *e = ctx;
     pthread_mutex_lock(&e->lock);
-    while (!e->first && !e->stop) pthread_cond_wait(&e->work, &e->lock);
-    if (!e->stop) {
-        job = e->first;
-        e->first = job->next;
-        if (!e->first) e->last = NULL;
-        e->n_queue--;
-        e->running = job;
-    }
+    if (job->all_prev) job->all_prev->all_next = job->all_next;
+    else e->all = job->all_next;
+    if (job->all_next) job->all_next->all_prev = job->all_prev;
     pthread_mutex_unlock(&e->lock);
-    return job;
+    qw_job_free(job);
+}
+
+static qw_engine_stats stats_of(const qw_core_counts *c)
+{
+    qw_engine_stats s = {.n_running = c->n_running, .requests = c->requests, .prompt_tokens = c->prompt_tokens,
+                         .reused_tokens = c->reused_tokens, .computed_tokens = c->rows, .preemptions = c->preemptions,
+                         .cached_pages = c->prefix.n_pages, .cached_snapshots = c->prefix.n_snapshots,
+                         .guessed = c->guessed, .guessed_right = c->guessed_right, .evicted_pages = c->prefix.pages_evicted, .evicted_snapshots = c->prefix.snapshots_evicted};
+    memcpy(s.missed, c->missed, sizeof s.missed);
+    return s;
+}
+
+/* Tells callers how the core stands. */
+static void publish(qw_engine *e)
+{
+    qw_core_counts counts;
+    qw_core_get_counts(e->core, &counts);
+    pthread_mutex_lock(&e->lock);
+    e->n_waiting = counts.n_waiting;
+    e->stats = stats_of(&counts);
+    pthread_mutex_unlock(&e->lock);
+}
+
+/* Moves the inbox to the core; waits for something to do. False: the engine stops. */
+static bool take_jobs(qw_engine *e)
+{
+    publish(e);
+    pthread_mutex_lock(&e->lock);
+    while (!e->first && !e->stop && qw_core_idle(e->core)) pthread_cond_wait(&e->work, &e->lock);
+    bool go_on = !e->stop;
+    qw_job *job = e->first, *next;
+    e->first = e->last = NULL;
+    e->n_waiting += e->n_inbox; /* until they are counted */
+    e->n_inbox = 0;
+    pthread_mutex_unlock(&e->lock);
+    for (; job; job = next) {
+        next = job->next;
+        qw_core_add(e->core, job);
+    }
+    return go_on;
 }
 
 static void *engine_main(void *arg)
 {
     qw_engine *e = arg;
-    qw_job *job;
-    while ((job = next_job(e))) {
-        qw_engine_run_job(e, job);
-        pthread_mutex_lock(&e->lock);
-        e->running = NULL;
-        pthread_mutex_unlock(&e->lock);
-        qw_job_free(job);
-    }
+    while (take_jobs(e)) qw_core_step(e->core);
     return NULL;
+}
+
+/* ---- what the core computes with ---------------------------------------------------------------- */
+
+static void forward(void *ctx, const qw_row *rows, size_t n_rows)
+{
+    qw_forward(((qw_engine *)ctx)->rt.pass, rows, n_rows);
+}
+
+static void logits(void *ctx, const uint32_t *rows, size_t n, float *out, size_t ld)
+{
+    qw_pass_logits(((qw_engine *)ctx)->rt.pass, rows, n, out, ld);
+}
+
+/* A model that failed once is not used again. */
+static bool failed(void *ctx)
+{
+    qw_engine *e = ctx;
+    if (!qw_model_failed(e->model)) return false;
+    pthread_mutex_lock(&e->lock);
+    qw_fail(&e->dead, QW_E_CORRUPT, "the model's file changed or could not be read while it was in use; load it again");
+    pthread_mutex_unlock(&e->lock);
+    return true;
+}
+
+static int64_t clock_us(void *ctx)
+{
+    (void)ctx;
+    return qw_clock_us();
 }
 
 /* ---- life ------------------------------------------------------------------------------------- */
@@ -176,17 +276,37 @@ static qw_status find_banned(qw_engine *e, qw_err *err)
     return QW_OK;
 }
 
-static qw_status create_compute(qw_engine *e, const qw_engine_options *o, qw_err *err)
+enum { PASS_ROWS = 8 /* of a prompt take about as long as one row alone: a guess, until it was measured */ };
+
+/* A guess of what a row of a prompt takes, likewise. */
+static double us_per_row(const qw_engine *e)
 {
-    uint32_t n_vocab = e->model->net->hp.n_vocab;
-    qw_runtime_options ro = qw_engine_runtime_options(e->model, o, e->context);
+    enum { MAC_PER_US = 50000 }; /* of one thread */
+    return (double)e->model->net->n_params / ((double)MAC_PER_US * e->rt.n_threads) + 1;
+}
+
+static qw_status create_core(qw_engine *e, const qw_plan *plan, qw_err *err)
+{
+    const qw_guesser none = {0};
+    qw_core_options o = {
+        .compute = {.ctx = e, .forward = forward, .logits = logits, .failed = failed, .clock_us = clock_us},
+        .pool = e->rt.seqs, .tokenizer = e->model->tokenizer, .events = &e->events, .n_vocab = e->model->net->hp.n_vocab,
+        .banned = e->banned, .n_banned = e->n_banned, .context = e->context, .n_lanes = plan->n_parallel,
+        .guesser = e->guesses ? qw_guesses_guesser(e->guesses) : none, .n_rows_max = QW_BATCH_ROWS, .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e), .ended = job_ended,
+        .ended_ctx = e};
+    if (getrandom(&o.key, sizeof o.key, 0) != sizeof o.key) return qw_fail_errno(err, "cannot draw a random key");
+    return qw_core_create(&o, &e->core, err);
+}
+
+static qw_status create_compute(qw_engine *e, const qw_engine_options *o, const qw_plan *plan, qw_err *err)
+{
+    qw_runtime_options ro = qw_engine_runtime_options(e->model, o, plan);
     QW_TRY(qw_runtime_create(e->model->net, &ro, &e->rt, err));
     QW_TRY(qw_model_prepare(e->model, e->rt.pool, err));
-    QW_TRY(qw_seq_create(e->rt.seqs, &e->seq, err));
-    QW_TRY(qw_alloc(&e->seq_tokens, e->context, sizeof *e->seq_tokens, "token ids", err));
-    QW_TRY(qw_alloc(&e->logits, n_vocab, sizeof *e->logits, "logits", err));
-    QW_TRY(qw_sampler_create(n_vocab, &e->sampler, err));
-    return find_banned(e, err);
+    QW_TRY(find_banned(e, err));
+    if (!o->plain_decoding)
+        QW_TRY(qw_guesses_create(plan->n_parallel, e->model->net->hp.n_vocab, e->context, PASS_ROWS * us_per_row(e), &e->guesses, err));
+    return create_core(e, plan, err);
 }
 
 qw_status qw_engine_create(qw_model *model, const qw_engine_options *o, qw_engine **out, qw_err *err)
@@ -204,7 +324,7 @@ qw_status qw_engine_create(qw_model *model, const qw_engine_options *o, qw_engin
     pthread_cond_init(&e->work, NULL);
     e->events.fd = -1;
     QW_TRY_GOTO(qw_events_init(&e->events, err));
-    QW_TRY_GOTO(create_compute(e, o, err));
+    QW_TRY_GOTO(create_compute(e, o, &plan, err));
     if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
         status = qw_fail(err, QW_E_MEMORY, "cannot start the engine thread");
         goto fail;
@@ -221,7 +341,7 @@ static void stop_thread(qw_engine *e)
 {
     pthread_mutex_lock(&e->lock);
     e->stop = true;
-    if (e->running) atomic_store(&e->running->cancelled, true);
+    for (qw_job *job = e->all; job; job = job->all_next) atomic_store(&job->cancelled, true);
     pthread_cond_broadcast(&e->work);
     pthread_mutex_unlock(&e->lock);
     qw_events_close(&e->events);
@@ -237,11 +357,9 @@ void qw_engine_destroy(qw_engine *e)
         qw_job_free(e->first);
         e->first = next;
     }
-    qw_sampler_destroy(e->sampler);
+    qw_core_destroy(e->core);
+    qw_guesses_destroy(e->guesses);
     free(e->banned);
-    free(e->logits);
-    free(e->seq_tokens);
-    if (e->seq) qw_seq_release(e->seq);
     qw_runtime_destroy(&e->rt);
     qw_events_free(&e->events);
     pthread_cond_destroy(&e->work);

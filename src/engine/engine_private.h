@@ -1,6 +1,6 @@
 /* engine_private.h: the engine's inside: jobs, events, and who may touch what.
  *
- * Callers' threads touch `queue`, `cancelled` and the counters under `lock`; the engine thread alone touches
+ * Callers' threads touch the inbox, `cancelled` and the counters under `lock`; the engine thread alone touches
  * everything under "engine thread". Events travel through the bounded event queue (events.c).
  */
 #ifndef QW_ENGINE_ENGINE_PRIVATE_H
@@ -21,22 +21,30 @@ enum {
     QW_BATCH_ROWS = 512,           /* rows in one pass */
     QW_QUEUE_DEFAULT = 256,
     QW_EVENTS_MAX = 4096,          /* waiting to be polled; then the engine waits for the reader */
-    QW_SAMPLER_BYTES_PER_TOKEN = 37 /* sampler arrays, the logits of one row, banned tokens */
+    QW_PARALLEL_DEFAULT = 8,
+    QW_PARALLEL_MAX = 64,
+    QW_SAMPLER_BYTES_PER_TOKEN = 24 /* arrays of a draw, banned tokens */
 };
 
 /* A queued request: everything of it copied. */
 typedef struct qw_job {
-    struct qw_job *next;
+    struct qw_job *next;             /* of the inbox */
+    struct qw_job *all_prev, *all_next; /* of all, until their end */
     uint64_t id;
     void *user;
-    int32_t *tokens; /* owns; the prompt */
-    size_t n_tokens;
-    qw_sampling sampling;
-    qw_logit_bias *bias; /* owns */
+    int32_t *tokens; /* [n_tokens_max], owns; the prompt, then the answer */
+    size_t n_tokens, n_tokens_max; /* of the prompt; of both */
+    qw_edge *edges;  /* [n_edges], owns; the ends of the prompt's messages */
+    size_t n_edges;
+    qw_sampling_run *draws; /* owns */
+    uint8_t owner[32];  /* hash of its name */
+    int32_t priority;
+    int64_t deadline_us; /* 0: none */
     char **stop;         /* owns; [n_stop] */
     size_t n_stop;
     int64_t max_tokens;
     bool ignore_eos, fim, one_call;
+    struct qw_form *form; /* owns; what the answer is held to; NULL: nothing */
     qw_parser *parser;   /* owns; takes the answer apart; NULL: all of it is text */
     atomic_bool cancelled;
     int64_t submitted_us;
@@ -75,6 +83,8 @@ void qw_events_push(qw_event_queue *q, qw_event_node *node, const atomic_bool *c
 void qw_events_close(qw_event_queue *q);
 bool qw_events_poll(qw_event_queue *q, int timeout_ms, qw_event *out);
 
+struct qw_core;
+
 struct qw_engine {
     qw_model *model; /* borrows */
     uint32_t context;
@@ -82,29 +92,26 @@ struct qw_engine {
     pthread_t thread;
     bool thread_started;
 
-    pthread_mutex_t lock; /* guards the next five */
+    pthread_mutex_t lock; /* guards what follows, up to the events */
     pthread_cond_t work;
-    qw_job *first, *last; /* waiting, in order of arrival */
-    uint32_t n_queue, n_queue_max;
+    qw_job *first, *last; /* the inbox, in order of arrival */
+    qw_job *all;          /* every job until its end, whoever has it */
+    uint32_t n_inbox, n_waiting, n_queue_max; /* in the inbox; taken from it and not begun */
+    qw_engine_stats stats; /* as of the last step */
     bool stop;
-    qw_job *running;      /* set and cleared by the engine thread, under lock */
     uint64_t next_id;
     qw_err dead;          /* status != QW_OK: the model failed; nothing more is accepted */
 
     qw_event_queue events;
 
     /* engine thread */
-    qw_seq *seq;           /* state of the conversation computed last */
-    int32_t *seq_tokens;   /* [context]: its ids */
-    float *logits;         /* [n_vocab] */
-    qw_sampler *sampler;
-    int32_t *banned;       /* [n_banned]: padding rows of the vocabulary, never sampled */
+    struct qw_core *core;
+    struct qw_guesses *guesses; /* NULL: plain decoding */
+    int32_t *banned;      /* [n_banned]: padding rows of the vocabulary, never sampled */
     size_t n_banned;
 };
 
-/* Runs one job to its terminal event (run.c). */
-void qw_engine_run_job(qw_engine *e, qw_job *job);
-/* What the engine's runtime is made with; `context` as in the plan. */
-qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, uint32_t context);
+/* What the engine's runtime is made with. */
+qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, const qw_plan *plan);
 
 #endif

@@ -75,6 +75,7 @@ void qw_model_close(qw_model *m)
 {
     if (!m) return;
     qw_weights_destroy(m->weights);
+    qw_token_trie_destroy(m->trie);
     qw_tokenizer_close(m->tokenizer);
     qw_net_close(m->net);
     qw_gguf_close(m->file);

@@ -1,6 +1,6 @@
 /* model.h: what is behind the public qw_model: file, network, tokenizer, chat format, packed weights.
  *
- * Immutable after open, apart from `weights`, which the first engine makes under `lock`.
+ * Immutable after open, apart from `weights` and `trie`, which the first who needs them makes under `lock`.
  */
 #ifndef QW_ENGINE_MODEL_H
 #define QW_ENGINE_MODEL_H
@@ -14,6 +14,7 @@
 #include "model/net.h"
 #include "model/weights.h"
 #include "text/chat.h"
+#include "text/grammar.h"
 #include "text/tokenizer.h"
 
 struct qw_model {
@@ -27,6 +28,7 @@ struct qw_model {
     char name[256];
     pthread_mutex_t lock;
     qw_weights *weights;     /* owns; NULL before the first engine and in exact mode */
+    qw_token_trie *trie;     /* owns; NULL before the first answer that is held to a form */
 };
 
 /* Packs or maps the weights once for all engines; nothing to do in exact mode. */

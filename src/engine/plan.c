@@ -1,9 +1,18 @@
-/* plan.c: the memory plan, computed before anything is allocated. See qw.h. */
+/* plan.c: the memory plan, computed before anything is allocated. See qw.h.
+ *
+ * What is needed comes first: weights, scratch, one conversation of full length. What is left of the budget is the cache: room
+ * for other conversations that run or ran. Address space is reserved for all of it and touched as it fills.
+ */
 #include <stdio.h>
 
 #include "base/mem_left.h"
-#include "engine/engine_private.h"
+#include "engine/guesser.h"
 #include "model/forward.h"
+
+enum {
+    CACHE_CONTEXTS_MAX = 64, /* full conversations in the cache: more memory than that is left alone */
+    SNAPSHOTS_MAX = 512
+};
 
 typedef struct size_text {
     char s[24];
@@ -17,10 +26,79 @@ static size_text text_of(uint64_t bytes)
     return t;
 }
 
-qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, uint32_t context)
+static uint32_t pages_of(uint64_t n_tokens)
 {
-    return (qw_runtime_options){.n_threads = o->n_threads, .exact = m->exact, .n_rows_max = QW_BATCH_ROWS,
-                                .n_seqs = 1, .seq_tokens_max = context};
+    return (uint32_t)((n_tokens + QW_KV_TILE - 1) / QW_KV_TILE);
+}
+
+/* A second one holds the state before guesses. */
+static uint32_t states_per_lane(const qw_engine_options *o)
+{
+    return o->plain_decoding ? 1 : 2;
+}
+
+qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, const qw_plan *plan)
+{
+    return (qw_runtime_options){.n_threads = o->n_threads, .exact = m->exact, .n_rows_max = QW_BATCH_ROWS, .n_seqs = 1,
+                                .seq_tokens_max = plan->context,
+                                .n_pages = pages_of(plan->context) + pages_of(plan->cache_tokens),
+                                .n_slots = states_per_lane(o) * plan->n_parallel + plan->n_snapshots};
+}
+
+/* Needs of a plan whose n_parallel is set; the cache is empty. */
+static void add_needs(const qw_model *m, const qw_engine_options *o, qw_plan *p)
+{
+    qw_runtime_options ro = qw_engine_runtime_options(m, o, p);
+    qw_runtime_bytes(m->net, &ro, &p->kv_bytes, &p->scratch_bytes);
+    uint64_t states = (uint64_t)states_per_lane(o) * p->n_parallel * m->net->recurrent_bytes;
+    uint64_t n_logits = qw_core_logits_max(p->n_parallel, !o->plain_decoding);
+    p->kv_bytes -= states;
+    p->scratch_bytes += states + (uint64_t)m->net->hp.n_vocab * (QW_SAMPLER_BYTES_PER_TOKEN + n_logits * sizeof(float));
+    if (!o->plain_decoding) {
+        uint32_t whole_pages = pages_of(p->context) * QW_KV_TILE;
+        p->scratch_bytes += qw_guesses_bytes(p->n_parallel, m->net->hp.n_vocab, whole_pages);
+    }
+    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes;
+}
+
+/* What is left goes to pages, and with recurrent states half of it to those. */
+static void divide_cache(const qw_model *m, qw_plan *p, uint64_t bytes)
+{
+    size_t state = m->net->recurrent_bytes;
+    uint64_t page = p->kv_bytes / pages_of(p->context);
+    if (state > 0) {
+        uint64_t n = bytes / 2 / state;
+        p->n_snapshots = n < SNAPSHOTS_MAX ? (uint32_t)n : SNAPSHOTS_MAX;
+        bytes -= p->n_snapshots * state;
+    }
+    uint64_t n_pages = bytes / page, most = (uint64_t)CACHE_CONTEXTS_MAX * pages_of(p->context);
+    if (n_pages > most) n_pages = most;
+    p->cache_tokens = n_pages * QW_KV_TILE;
+    p->cache_bytes = n_pages * page + p->n_snapshots * state;
+}
+
+/* What a page's worth of context costs beside keys and values: places for guesses to look at. */
+static uint64_t guess_page_bytes(const qw_model *m, const qw_engine_options *o, const qw_plan *p)
+{
+    if (o->plain_decoding) return 0;
+    uint32_t n_vocab = m->net->hp.n_vocab;
+    return qw_guesses_bytes(p->n_parallel, n_vocab, QW_KV_TILE) - qw_guesses_bytes(p->n_parallel, n_vocab, 0);
+}
+
+static qw_status refuse(const qw_model *m, const qw_engine_options *o, const qw_plan *p, qw_err *err)
+{
+    uint64_t n_pages = pages_of(p->context), per_page = p->kv_bytes / n_pages + guess_page_bytes(m, o, p);
+    uint64_t fixed = p->total_bytes - n_pages * per_page;
+    uint64_t fits = p->available_bytes > fixed ? (p->available_bytes - fixed) / per_page * QW_KV_TILE : 0;
+    if (fits == 0) {
+        return qw_fail(err, QW_E_MEMORY, "the model needs %s without any context and %s are free: take a smaller model",
+                       text_of(fixed).s, text_of(p->available_bytes).s);
+    }
+    return qw_fail(err, QW_E_MEMORY,
+                   "%s are needed (%s of them for a context of %u tokens) and %s are free: a context of %llu fits "
+                   "(-c %llu)",
+                   text_of(p->total_bytes).s, text_of(p->kv_bytes).s, p->context, text_of(p->available_bytes).s,
+                   (unsigned long long)fits, (unsigned long long)fits);
 }
 
 qw_status qw_engine_plan(const qw_model *m, const qw_engine_options *o, qw_plan *out, qw_err *err)
@@ -31,23 +109,18 @@ qw_status qw_engine_plan(const qw_model *m, const qw_engine_options *o, qw_plan 
         return qw_fail(err, QW_E_ARG, "context %u is more than the %u tokens the model was trained for", out->context,
                        trained);
     }
-    qw_model_weight_bytes(m, &out->weights_bytes, &out->packed_bytes);
-    qw_runtime_options ro = qw_engine_runtime_options(m, o, out->context);
-    qw_runtime_bytes(m->net, &ro, &out->kv_bytes, &out->scratch_bytes);
-    out->scratch_bytes += (uint64_t)m->net->hp.n_vocab * QW_SAMPLER_BYTES_PER_TOKEN;
-    out->total_bytes = out->weights_bytes + out->packed_bytes + out->kv_bytes + out->scratch_bytes;
-    out->available_bytes = o->memory_bytes_max ? o->memory_bytes_max : qw_mem_left();
-    if (out->total_bytes <= out->available_bytes) return QW_OK;
-    uint64_t fixed = out->total_bytes - out->kv_bytes;
-    uint64_t n_tiles = ((uint64_t)out->context + QW_KV_TILE - 1) / QW_KV_TILE, per_tile = out->kv_bytes / n_tiles;
-    uint64_t fits = out->available_bytes > fixed ? (out->available_bytes - fixed) / per_tile * QW_KV_TILE : 0;
-    if (fits == 0) {
-        return qw_fail(err, QW_E_MEMORY, "the model needs %s without any context and %s are free: take a smaller model",
-                       text_of(fixed).s, text_of(out->available_bytes).s);
+    if (o->n_parallel > QW_PARALLEL_MAX) {
+        return qw_fail(err, QW_E_ARG, "%u requests at a time are wanted, at most %d are possible", o->n_parallel,
+                       QW_PARALLEL_MAX);
     }
-    return qw_fail(err, QW_E_MEMORY,
-                   "%s are needed (%s of them for a context of %u tokens) and %s are free: a context of %llu fits "
-                   "(-c %llu)",
-                   text_of(out->total_bytes).s, text_of(out->kv_bytes).s, out->context,
-                   text_of(out->available_bytes).s, (unsigned long long)fits, (unsigned long long)fits);
+    out->available_bytes = o->memory_bytes_max ? o->memory_bytes_max : qw_mem_left();
+    qw_model_weight_bytes(m, &out->weights_bytes, &out->packed_bytes);
+    out->n_parallel = o->n_parallel ? o->n_parallel : QW_PARALLEL_DEFAULT;
+    add_needs(m, o, out);
+    for (; !o->n_parallel && out->n_parallel > 1 && out->total_bytes > out->available_bytes; add_needs(m, o, out))
+        out->n_parallel--;
+    if (out->total_bytes > out->available_bytes) return refuse(m, o, out, err);
+    uint64_t left = out->available_bytes - out->total_bytes;
+    divide_cache(m, out, o->memory_bytes_max ? left : left - left / 4);
+    return QW_OK;
 }

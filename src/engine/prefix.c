@@ -53,6 +53,7 @@ struct qw_prefix {
     snapshot *unused_snaps;
     qw_prefix_node **buckets; /* [n_buckets], a power of two */
     uint32_t n_nodes, n_buckets, n_slots_taken;
+    bool recurrent;
     heap pages, remembered;   /* nodes whose page, whose memory can be taken */
     uint32_t *path;           /* page ids of a past */
     qw_prefix_counts counts;
@@ -241,7 +242,10 @@ uint32_t qw_prefix_take_slot(qw_prefix *c)
         return slot;
     }
     snapshot *worst = worst_snapshot(c);
-    if (!worst) return QW_NO_SLOT;
+    if (!worst) {
+        c->counts.snapshots_refused += c->recurrent;
+        return QW_NO_SLOT;
+    }
     c->counts.snapshots_evicted++;
     return detach(c, worst);
 }
@@ -386,7 +390,7 @@ typedef struct place_to_continue {
 /* Looks at node, whose first `n` tokens are those wanted. most: no position beyond it will do. */
 static void consider(const qw_prefix *c, qw_prefix_node *node, uint32_t n, uint32_t most, place_to_continue *best)
 {
-    if (c->o.n_snapshots_max == 0) {
+    if (!c->recurrent) {
         uint32_t end = node->depth + n < most ? node->depth + n : most;
         if (end > node->depth && end > best->n_tokens) *best = (place_to_continue){node, end, QW_NO_SLOT};
         return;
@@ -504,6 +508,12 @@ qw_prefix_node *qw_prefix_add(qw_prefix *c, qw_prefix_node *tip, const int32_t *
     return n_tokens == QW_KV_TILE ? n : tip;
 }
 
+void qw_prefix_add_snapshot(qw_prefix *c, qw_prefix_node *tip, uint32_t slot, int64_t now_us)
+{
+    QW_ASSERT(tip->n_pins > 0 && tip->page != QW_NO_PAGE);
+    attach(c, tip, tip->n_tokens, slot, now_us);
+}
+
 void qw_prefix_unpin(qw_prefix *c, qw_prefix_node *tip)
 {
     QW_ASSERT(tip->n_pins > 0);
@@ -540,7 +550,8 @@ qw_status qw_prefix_create(const qw_prefix_options *o, qw_prefix **out, qw_err *
     *out = NULL;
     QW_TRY(qw_alloc(&c, 1, sizeof *c, "prefix cache", err));
     c->o = *o;
-    if (po->recurrent_bytes == 0) c->o.n_snapshots_max = 0;
+    c->recurrent = po->recurrent_bytes > 0;
+    if (!c->recurrent) c->o.n_snapshots_max = 0;
     c->n_nodes = 2 * po->n_pages + o->n_remembered_max + o->n_pinned_max + 2; /* a root may have a single page */
     c->n_buckets = power_of_two_from(c->n_nodes);
     QW_TRY_GOTO(qw_alloc(&c->nodes, c->n_nodes, sizeof *c->nodes, "prefix cache", err));

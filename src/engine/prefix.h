@@ -19,6 +19,8 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "qw.h"
+
 #include "base/siphash.h"
 #include "base/status.h"
 #include "model/seq.h"
@@ -46,20 +48,12 @@ void qw_prefix_destroy(qw_prefix *c); /* after everything was unpinned; drops al
 /* The owner's tree: pasts are shared among requests of one owner and never beyond. Valid while it is pinned or not empty. */
 qw_prefix_node *qw_prefix_root(qw_prefix *c, const uint8_t owner[QW_OWNER_BYTES], int64_t now_us);
 
-/* Why less than the common past can be continued. */
-typedef enum qw_prefix_miss {
-    QW_MISS_NONE = 0,  /* nothing to be had was missed */
-    QW_MISS_UNKNOWN,   /* no such past was ever computed (or it was forgotten long ago) */
-    QW_MISS_EVICTED,   /* its pages were given up */
-    QW_MISS_SNAPSHOT   /* there is no snapshot where the tokens part */
-} qw_prefix_miss;
-
 typedef struct qw_prefix_match {
     qw_prefix_node *node; /* holds position n_tokens - 1; the root when n_tokens is 0 */
     uint32_t n_known;     /* tokens that some earlier past has in common with these */
     uint32_t n_tokens;    /* of them that can be continued: at most n - 1, one is always computed */
     uint32_t snapshot;    /* the slot to continue from, or QW_NO_SLOT */
-    qw_prefix_miss miss;
+    qw_cache_miss miss;
 } qw_prefix_match;
 
 /* What a past of n >= 1 tokens shares with the tree. Changes nothing. */
@@ -79,6 +73,8 @@ typedef struct qw_prefix_snap {
  * was there already. A page that is not full can only be the last one: the pin stays. */
 qw_prefix_node *qw_prefix_add(qw_prefix *c, qw_prefix_node *tip, const int32_t *tokens, uint32_t n_tokens, qw_seq *seq,
                               uint32_t i, const qw_prefix_snap *snaps, size_t n_snaps, int64_t now_us);
+/* Takes a snapshot of the state at the end of tip, which has a page. */
+void qw_prefix_add_snapshot(qw_prefix *c, qw_prefix_node *tip, uint32_t slot, int64_t now_us);
 void qw_prefix_unpin(qw_prefix *c, qw_prefix_node *tip);
 
 /* Gives pages up until n are free in the pool; false when what is pinned does not allow it. */
@@ -91,6 +87,7 @@ void qw_prefix_drop_slot(qw_prefix *c, uint32_t slot);
 typedef struct qw_prefix_counts {
     uint32_t n_pages, n_snapshots, n_remembered, n_roots;
     uint64_t pages_evicted, snapshots_evicted;
+    uint64_t snapshots_refused; /* no slot was to be had */
 } qw_prefix_counts;
 void qw_prefix_get_counts(const qw_prefix *c, qw_prefix_counts *out);
 /* Compares every link and count with what it should be; for tests. */

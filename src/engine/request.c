@@ -26,7 +26,7 @@ qw_sampling qw_request_sampling(const qw_model *m, const qw_request *r)
     return s;
 }
 
-static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *out, bool *in_thinking, qw_err *err)
+static qw_status render_chat(const qw_model *m, const qw_request *r, qw_prompt *out, qw_err *err)
 {
     qw_rendered rendered = {0};
     if (m->chat == QW_CHAT_NONE) {
@@ -37,8 +37,8 @@ static qw_status render_chat(const qw_model *m, const qw_request *r, qw_tokens *
         return qw_fail(err, QW_E_LIMIT, "%zu messages, at most %d are allowed", r->n_messages, QW_MESSAGES_MAX);
     }
     qw_status status = qw_chat_render(m->chat, r->messages, r->n_messages, r->tools, &r->chat, true, &rendered, err);
-    if (status == QW_OK) status = qw_chat_tokenize(m->tokenizer, &rendered, out, err);
-    *in_thinking = rendered.in_thinking;
+    if (status == QW_OK) status = qw_chat_tokenize(m->tokenizer, &rendered, &out->tokens, &out->edges, err);
+    out->in_thinking = rendered.in_thinking;
     qw_rendered_free(&rendered);
     return status;
 }
@@ -82,9 +82,16 @@ static size_t prompt_bytes(const qw_request *r)
     return n;
 }
 
-qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *out, bool *in_thinking, qw_err *err)
+void qw_prompt_free(qw_prompt *p)
 {
-    *in_thinking = false;
+    qw_tokens_free(&p->tokens);
+    free(p->edges.at);
+    *p = (qw_prompt){0};
+}
+
+qw_status qw_request_prompt(const qw_model *m, const qw_request *r, qw_prompt *out, qw_err *err)
+{
+    qw_tokens *tokens = &out->tokens;
     if (r->kind != QW_PROMPT_TOKENS && !m->tokenizer) {
         return qw_fail(err, QW_E_UNSUPPORTED, "%s carries no tokenizer: only token ids can be used with it",
                        qw_gguf_path(m->file));
@@ -93,15 +100,15 @@ qw_status qw_request_tokens(const qw_model *m, const qw_request *r, qw_tokens *o
         return qw_fail(err, QW_E_LIMIT, "the prompt is longer than %d MiB", QW_PROMPT_BYTES_MAX >> 20);
     }
     switch (r->kind) {
-    case QW_PROMPT_CHAT: QW_TRY(render_chat(m, r, out, in_thinking, err)); break;
+    case QW_PROMPT_CHAT: QW_TRY(render_chat(m, r, out, err)); break;
     case QW_PROMPT_RAW:
-        QW_TRY(qw_tokenizer_encode(m->tokenizer, r->text.s, r->text.n, r->raw_special, out, err));
+        QW_TRY(qw_tokenizer_encode(m->tokenizer, r->text.s, r->text.n, r->raw_special, tokens, err));
         break;
-    case QW_PROMPT_FIM: QW_TRY(render_fim(m, r, out, err)); break;
-    case QW_PROMPT_TOKENS: QW_TRY(copy_tokens(m, r, out, err)); break;
+    case QW_PROMPT_FIM: QW_TRY(render_fim(m, r, tokens, err)); break;
+    case QW_PROMPT_TOKENS: QW_TRY(copy_tokens(m, r, tokens, err)); break;
     default: return qw_fail(err, QW_E_ARG, "unknown kind of prompt %d", (int)r->kind);
     }
-    if (out->n == 0) return qw_fail(err, QW_E_ARG, "the prompt is empty");
+    if (tokens->n == 0) return qw_fail(err, QW_E_ARG, "the prompt is empty");
     return QW_OK;
 }
 
@@ -117,18 +124,17 @@ qw_status qw_request_parser(const qw_model *m, const qw_request *r, bool in_thin
 
 qw_status qw_render(const qw_model *m, const qw_request *r, int32_t **ids, size_t *n, qw_err *err)
 {
-    qw_tokens tokens = {0};
-    bool in_thinking;
+    qw_prompt prompt = {0};
     *ids = NULL;
     *n = 0;
-    qw_status status = qw_request_tokens(m, r, &tokens, &in_thinking, err);
-    if (status != QW_OK) {
-        qw_tokens_free(&tokens);
-        return status;
+    qw_status status = qw_request_prompt(m, r, &prompt, err);
+    if (status == QW_OK) {
+        *ids = prompt.tokens.ids;
+        *n = prompt.tokens.n;
+        prompt.tokens = (qw_tokens){0};
     }
-    *ids = tokens.ids;
-    *n = tokens.n;
-    return QW_OK;
+    qw_prompt_free(&prompt);
+    return status;
 }
 
 static qw_status check_stops(const qw_request *r, qw_err *err)

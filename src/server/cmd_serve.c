@@ -83,6 +83,7 @@ int qw_cmd_serve(int argc, char **argv)
         {0, "allow-host", QW_CLI_STRS, &o.hosts, "NAME", "accept this name of the machine too (may be repeated)", 0, 0},
         {0, "allow-remote", QW_CLI_FLAG, &o.allow_remote, NULL,
          "HOST may be reachable from other machines: anyone there may use the model", 0, 0},
+        {0, "parallel", QW_CLI_INT, &o.model.n_parallel, "N", "answers at the same time; others wait (8)", 1, 64},
         {0, "verbose", QW_CLI_FLAG, &o.verbose, NULL, "a line on standard error for every request", 0, 0},
         QW_CLI_MODEL_OPTS(&o.model),
     };

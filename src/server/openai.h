@@ -11,7 +11,7 @@
 #include "server/fields.h"
 #include "server/id.h"
 
-enum { QW_TOOLS_MAX = 128 };
+enum { QW_TOOLS_MAX = 128, QW_CHOICES_MAX = 1024 };
 
 /* ---- requests --------------------------------------------------------------------------------- */
 
@@ -23,11 +23,13 @@ typedef struct qw_chat_request {
     /* inside */
     int64_t n_answers;
     int32_t top_logprobs, top_k; /* -1 and -2: not given */
-    bool has_stream_options, without_tools;
+    bool has_stream_options, without_tools, strict_tools;
+    int n_forms;             /* fields that hold the answer to a form */
     json_t *root, *texts;    /* own; the texts everything borrows */
     qw_message *messages;    /* owns */
     qw_tool_call **calls;    /* owns each; [n_messages] */
     const char **stop;       /* owns the array */
+    qw_text *choices;        /* owns the array */
     qw_logit_bias *bias;     /* owns */
 } qw_chat_request;
 
@@ -49,6 +51,8 @@ typedef struct qw_chat_head {
 json_t *qw_chat_tokens(const qw_model *model, const qw_event *ev);       /* logprobs.content of an event */
 json_t *qw_chat_text(qw_text text);                                      /* bytes that are no UTF-8: U+FFFD */
 json_t *qw_chat_usage(const qw_usage *usage);
+/* How the prompt was served, for the member "qw_cache" beside "usage": docs/engine.md. */
+json_t *qw_chat_cache(const qw_event *done);
 /* What an event adds to the message, or NULL: it adds nothing. call_id: of CALL_BEGIN. */
 json_t *qw_chat_delta(const qw_event *ev, const char *call_id);
 json_t *qw_chat_call(const qw_tool_call *call, const char *call_id); /* one of message.tool_calls */
@@ -56,7 +60,7 @@ json_t *qw_chat_call(const qw_tool_call *call, const char *call_id); /* one of m
 json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage);
 json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage);
 json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_usage);
-json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_usage *usage);
+json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_event *done);
 /* tokens, calls: takes; NULL: none */
 json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasoning, json_t *calls, json_t *tokens,
                            const qw_event *done);

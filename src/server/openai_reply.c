@@ -69,6 +69,16 @@ json_t *qw_chat_usage(const qw_usage *u)
                      (json_int_t)u->reasoning_tokens);
 }
 
+json_t *qw_chat_cache(const qw_event *done)
+{
+    static const char *const misses[] = {"none", "unknown", "evicted", "no_snapshot"};
+    const qw_cache_use *c = &done->cache;
+    return json_pack("{s:I, s:I, s:s, s:{s:I, s:I, s:I}}", "reused_tokens", (json_int_t)done->usage.cached_tokens,
+                     "computed_tokens", (json_int_t)done->usage.computed_tokens, "miss", misses[c->miss],
+                     "same_as_known", "tokens", (json_int_t)c->known_tokens, "messages", (json_int_t)c->known_messages,
+                     "bytes_of_next", (json_int_t)c->known_bytes);
+}
+
 static const char *finish_reason(qw_finish finish)
 {
     if (finish == QW_FINISH_TOOL_CALLS) return "tool_calls";
@@ -143,10 +153,11 @@ json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_us
     return chunk(h, json_object(), NULL, finish_reason(finish), with_usage);
 }
 
-json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_usage *usage)
+json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_event *done)
 {
     json_t *out = answer_object(h, "chat.completion.chunk", json_array());
-    json_object_set_new(out, "usage", qw_chat_usage(usage));
+    json_object_set_new(out, "usage", qw_chat_usage(&done->usage));
+    json_object_set_new(out, "qw_cache", qw_chat_cache(done));
     return out;
 }
 
@@ -165,6 +176,7 @@ json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasonin
                                logprobs_object(tokens), "finish_reason", finish_reason(done->finish));
     json_t *out = answer_object(h, "chat.completion", json_pack("[o]", choice));
     json_object_set_new(out, "usage", qw_chat_usage(&done->usage));
+    json_object_set_new(out, "qw_cache", qw_chat_cache(done));
     return out;
 }
 

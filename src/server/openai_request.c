@@ -133,8 +133,11 @@ static bool take_tools(void *target, const char *param, json_t *value, qw_api_er
     if (!json_is_array(value)) return qw_field_bad(e, param, "want an array, got %s", qw_json_kind(value));
     size_t n = json_array_size(value);
     if (n > QW_TOOLS_MAX) return qw_field_bad(e, param, "%zu tools, at most %d are allowed", n, QW_TOOLS_MAX);
-    for (size_t i = 0; i < n; i++)
-        if (!check_tool(i, json_array_get(value, i), e)) return false;
+    for (size_t i = 0; i < n; i++) {
+        json_t *tool = json_array_get(value, i);
+        if (!check_tool(i, tool, e)) return false;
+        r->strict_tools = r->strict_tools || json_is_true(json_object_get(json_object_get(tool, "function"), "strict"));
+    }
     if (n == 0) return true;
     char *text = json_dumps(value, JSON_COMPACT);
     json_t *kept = text != NULL ? json_string(text) : NULL;
@@ -158,7 +161,15 @@ static bool take_tool_choice(void *target, const char *param, json_t *value, qw_
     const char *s = c_text(value);
     r->without_tools = s != NULL && strcmp(s, "none") == 0;
     if (r->without_tools || (s != NULL && strcmp(s, "auto") == 0)) return true;
-    return qw_field_bad(e, param, "only \"auto\" and \"none\" are supported: a call cannot be forced yet");
+    r->n_forms++;
+    r->request.form.kind = QW_FORM_CALLS;
+    r->request.form.call_required = true;
+    if (s != NULL && strcmp(s, "required") == 0) return true;
+    json_t *name = json_object_get(json_object_get(value, "function"), "name");
+    if (!json_is_string(name)) return qw_field_bad(e, param, "want \"auto\", \"none\", \"required\" or a function's name");
+    r->request.form.source = text_of(name);
+    r->request.one_call = true;
+    return true;
 }
 
 /* ---- thinking --------------------------------------------------------------------------------- */
@@ -216,12 +227,67 @@ static bool take_template_kwargs(void *target, const char *param, json_t *value,
 
 /* ---- fields that are refused unless they ask for what happens anyway --------------------------- */
 
+/* JSON text of a value, as the source of a form. */
+static bool keep_json(qw_chat_request *r, json_t *value, qw_form_kind kind, qw_api_error *e)
+{
+    char *text = json_is_string(value) ? NULL : json_dumps(value, JSON_COMPACT | JSON_ENCODE_ANY);
+    json_t *kept = json_is_string(value) ? json_incref(value) : text != NULL ? json_string(text) : NULL;
+    free(text);
+    if (json_array_append_new(r->texts, kept) != 0) return out_of_memory(e);
+    r->request.form.kind = kind;
+    r->request.form.source = text_of(kept);
+    return true;
+}
+
+static bool keep_choices(qw_chat_request *r, const char *param, json_t *list, qw_api_error *e)
+{
+    size_t n = json_array_size(list);
+    if (n == 0 || n > QW_CHOICES_MAX) return qw_field_bad(e, param, "%zu choices, want 1 to %d", n, QW_CHOICES_MAX);
+    if (qw_alloc(&r->choices, n, sizeof(*r->choices), "choices", NULL) != QW_OK) return out_of_memory(e);
+    for (size_t i = 0; i < n; i++) {
+        json_t *one = json_array_get(list, i);
+        if (!json_is_string(one)) return qw_field_bad(e, param, "a choice must be a string, got %s", qw_json_kind(one));
+        r->choices[i] = text_of(one);
+    }
+    r->request.form.kind = QW_FORM_CHOICE;
+    r->request.form.choices = r->choices;
+    r->request.form.n_choices = n;
+    return true;
+}
+
 static bool take_response_format(void *target, const char *param, json_t *value, qw_api_error *e)
 {
+    qw_chat_request *r = target;
     const char *type = c_text(json_object_get(value, "type"));
-    (void)target;
     if (type != NULL && strcmp(type, "text") == 0) return true;
-    return qw_field_bad(e, param, "only {\"type\": \"text\"} is supported: JSON cannot be forced yet");
+    r->n_forms++;
+    if (type != NULL && strcmp(type, "json_object") == 0) {
+        r->request.form.kind = QW_FORM_JSON;
+        return true;
+    }
+    if (type == NULL || strcmp(type, "json_schema") != 0)
+        return qw_field_bad(e, param, "the type must be \"text\", \"json_object\" or \"json_schema\"");
+    json_t *schema = json_object_get(json_object_get(value, "json_schema"), "schema");
+    if (schema == NULL) return qw_field_bad(e, param, "json_schema has no \"schema\"");
+    return keep_json(r, schema, QW_FORM_SCHEMA, e);
+}
+
+/* What vLLM calls its forms: one member of json, regex, choice, grammar. */
+static bool take_structured(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    qw_chat_request *r = target;
+    json_t *schema = json_object_get(value, "json"), *regex = json_object_get(value, "regex");
+    json_t *choice = json_object_get(value, "choice"), *grammar = json_object_get(value, "grammar");
+    r->n_forms++;
+    if (!json_is_object(value) || json_object_size(value) != 1)
+        return qw_field_bad(e, param, "want an object with one of json, regex, choice, grammar");
+    if (json_is_string(regex) || json_is_string(grammar)) {
+        r->request.form = (qw_form_request){.kind = regex ? QW_FORM_REGEX : QW_FORM_GRAMMAR, .source = text_of(regex ? regex : grammar)};
+        return true;
+    }
+    if (json_is_array(choice)) return keep_choices(r, param, choice, e);
+    if (schema != NULL) return keep_json(r, schema, QW_FORM_SCHEMA, e);
+    return qw_field_bad(e, param, "want an object with one of json, regex, choice, grammar");
 }
 
 static bool take_modalities(void *target, const char *param, json_t *value, qw_api_error *e)
@@ -416,6 +482,7 @@ static const qw_field request_fields[] = {
     {"stream_options", QW_FIELD_CUSTOM, 0, 0, 0, take_stream_options},
     {"n", QW_FIELD_I64, AT(n_answers), 1, 1, NULL},
     {"response_format", QW_FIELD_CUSTOM, 0, 0, 0, take_response_format},
+    {"structured_outputs", QW_FIELD_CUSTOM, 0, 0, 0, take_structured},
     {"modalities", QW_FIELD_CUSTOM, 0, 0, 0, take_modalities},
     {"functions", QW_FIELD_CUSTOM, 0, 0, 0, take_old_functions},
     {"function_call", QW_FIELD_CUSTOM, 0, 0, 0, take_old_functions},
@@ -433,6 +500,9 @@ static bool check_together(qw_chat_request *r, qw_api_error *e)
     s->top_logprobs = r->logprobs ? (r->top_logprobs >= 0 ? r->top_logprobs : 0) : -1;
     if (r->top_k != TOP_K_ABSENT) s->top_k = r->top_k > 0 ? r->top_k : 0; /* -1 is another word for off */
     if (r->without_tools) r->request.tools = (qw_text){0};
+    if (r->n_forms > 1)
+        return qw_field_bad(e, "response_format", "response_format, structured_outputs and a required tool_choice: one of them at most");
+    if (r->n_forms == 0 && r->strict_tools && r->request.tools.n > 0) r->request.form.kind = QW_FORM_CALLS;
     return true;
 }
 
@@ -460,6 +530,7 @@ void qw_chat_request_free(qw_chat_request *r)
     free(r->calls);
     free(r->messages);
     free(r->stop);
+    free(r->choices);
     free(r->bias);
     json_decref(r->texts);
     json_decref(r->root);

@@ -133,6 +133,22 @@ static void serve_page(qw_service *s, qw_conn *c, const route *r)
                                  .body = r->file.data, .body_bytes = *r->file.bytes});
 }
 
+/* What the engine's cache did, counted since the start. */
+static json_t *engine_object(qw_service *s)
+{
+    qw_engine_stats st;
+    qw_engine_get_stats(s->engine, &st);
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I}}", "waiting",
+                     (json_int_t)st.n_waiting, "running", (json_int_t)st.n_running, "requests", (json_int_t)st.requests,
+                     "reused_tokens", (json_int_t)st.reused_tokens, "computed_tokens", (json_int_t)st.computed_tokens,
+                     "preemptions", (json_int_t)st.preemptions, "missed", "unknown",
+                     (json_int_t)st.missed[QW_MISS_UNKNOWN], "evicted", (json_int_t)st.missed[QW_MISS_EVICTED],
+                     "no_snapshot", (json_int_t)st.missed[QW_MISS_SNAPSHOT], "cache", "tokens",
+                     (json_int_t)st.cached_pages * QW_PAGE_TOKENS, "snapshots", (json_int_t)st.cached_snapshots,
+                     "evicted_tokens", (json_int_t)st.evicted_pages * QW_PAGE_TOKENS, "evicted_snapshots",
+                     (json_int_t)st.evicted_snapshots);
+}
+
 static void serve_health(qw_service *s, qw_conn *c, const route *r)
 {
     const char *status = s->failed ? "failed" : s->draining ? "draining" : "ok";
@@ -143,6 +159,7 @@ static void serve_health(qw_service *s, qw_conn *c, const route *r)
                                "prompt_tokens", (json_int_t)s->totals.prompt_tokens, "completion_tokens",
                                (json_int_t)s->totals.completion_tokens, "warnings",
                                (json_int_t)s->totals.warnings);
+    if (object != NULL) json_object_set_new(object, "engine", engine_object(s));
     qw_reply_json(c, s->failed || s->draining ? 503 : 200, NULL, object);
 }
 

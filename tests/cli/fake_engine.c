@@ -322,6 +322,12 @@ uint32_t qw_engine_context(const qw_engine *engine)
     return engine->context;
 }
 
+void qw_engine_get_stats(qw_engine *engine, qw_engine_stats *out)
+{
+    (void)engine;
+    *out = (qw_engine_stats){0};
+}
+
 int qw_engine_threads(const qw_engine *engine)
 {
     return engine->n_threads;

@@ -124,12 +124,14 @@ def test_choices(s, chat):
     _, _, calls, finish = gather(s, chat.ask(tools=TOOLS, parallel_tool_calls=False, stream=True))
     s.equal(([c[0] for c in calls], finish), (["weather"], "tool_calls"), "the same in a stream")
     s.equal(len(chat.ask(tools=TOOLS, parallel_tool_calls=True).choices[0].message.tool_calls), 2, "and true")
-    for value in ("required", {"type": "function", "function": {"name": "weather"}}):
-        try:
-            chat.ask(tools=TOOLS, tool_choice=value)
-            s.check(False, f"tool_choice {value}", "no error")
-        except openai.BadRequestError as error:
-            s.check("cannot be forced" in str(error), f"tool_choice {value}", error)
+    r = chat.ask(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "weather"}})
+    s.equal((r.choices[0].message.tool_calls[0].function.name, r.choices[0].message.content), ("weather", None),
+            "tool_choice by name begins with its call")
+    try:
+        chat.ask(tools=TOOLS, tool_choice={"type": "function", "function": {"name": "nothing"}})
+        s.check(False, "tool_choice of no tool", "no error")
+    except openai.BadRequestError as error:
+        s.check("nothing" in str(error), "tool_choice of no tool", error)
 
 
 def test_switch(s, chat):

@@ -43,13 +43,23 @@ static qw_model *open_model(const char *path, bool exact)
     return m;
 }
 
-static qw_engine *open_engine(qw_model *m, int n_threads, uint32_t context, uint32_t n_queue)
+static qw_engine *open_with(qw_model *m, qw_engine_options o)
 {
-    qw_engine_options o = {.n_threads = n_threads, .context = context, .n_queue_max = n_queue};
     qw_engine *e;
     qw_err err;
     if (qw_engine_create(m, &o, &e, &err) != QW_OK) fail_msg("%s", err.text);
     return e;
+}
+
+static qw_engine *open_engine(qw_model *m, int n_threads, uint32_t context, uint32_t n_queue)
+{
+    return open_with(m, (qw_engine_options){.n_threads = n_threads, .context = context, .n_queue_max = n_queue});
+}
+
+/* One request after the other. */
+static qw_engine *open_serial(qw_model *m, uint32_t n_queue)
+{
+    return open_with(m, (qw_engine_options){.n_threads = 2, .n_parallel = 1, .n_queue_max = n_queue});
 }
 
 /* A request for n tokens after a few ids, sampled with a seed. */
@@ -133,6 +143,20 @@ static void finish(qw_engine *e, answer *a)
     while (a->n_terminal == 0) {
         assert_true(qw_poll(e, -1, &ev));
         take(a, &ev);
+    }
+}
+
+/* Reads the events of several requests until the end of all. */
+static void finish_all(qw_engine *e, answer *const *answers, size_t n)
+{
+    for (size_t left = n; left > 0;) {
+        qw_event ev;
+        size_t i = 0;
+        assert_true(qw_poll(e, -1, &ev));
+        while (i < n && answers[i]->id != ev.request) i++;
+        assert_true(i < n);
+        take(answers[i], &ev);
+        left -= answers[i]->n_terminal;
     }
 }
 
@@ -377,13 +401,11 @@ static void test_cancel_queued(void **state)
 {
     (void)state;
     qw_model *m = open_model(Q4KM, false);
-    qw_engine *e = open_engine(m, 2, 0, 0);
+    qw_engine *e = open_serial(m, 0);
     qw_request r = ids_request(few_ids, 7, 3000, 1);
     answer *a = new_answer(submit(e, &r)), *b = new_answer(submit(e, &r)), *c = new_answer(submit(e, &r));
     qw_cancel(e, c->id);
-    finish(e, a);
-    finish(e, b);
-    finish(e, c);
+    finish_all(e, (answer *[]){a, b, c}, 3);
     assert_int_equal(a->finish, QW_FINISH_LENGTH);
     assert_int_equal(c->finish, QW_FINISH_CANCELLED);
     assert_int_equal(c->usage.prompt_tokens, 7);
@@ -478,7 +500,7 @@ static void test_queue_full(void **state)
 {
     (void)state;
     qw_model *m = open_model(Q4KM, false);
-    qw_engine *e = open_engine(m, 2, 0, 2);
+    qw_engine *e = open_serial(m, 2);
     answer *answers[12];
     size_t n = 0;
     qw_err err = {0};
@@ -1021,7 +1043,7 @@ static void test_plan(void **state)
 {
     (void)state;
     qw_model *m = open_model(Q4KM, false), *exact = open_model(Q4KM, true);
-    qw_engine_options o = qw_engine_options_default();
+    qw_engine_options o = {.n_parallel = 1};
     qw_plan plan, small, half;
     qw_err err = {0};
     assert_int_equal(qw_engine_plan(m, &o, &plan, &err), QW_OK);
@@ -1039,7 +1061,7 @@ static void test_plan(void **state)
     assert_non_null(strstr(err.text, "4097"));
     assert_non_null(strstr(err.text, "4096"));
     /* nothing fits */
-    o = (qw_engine_options){.memory_bytes_max = 1000};
+    o = (qw_engine_options){.n_parallel = 1, .memory_bytes_max = 1000};
     qw_engine *e = (qw_engine *)1;
     assert_int_equal(qw_engine_plan(m, &o, &small, &err), QW_E_MEMORY);
     assert_non_null(strstr(err.text, "smaller model"));
@@ -1050,7 +1072,7 @@ static void test_plan(void **state)
     /* some context fits: the one that is named, and no more */
     uint64_t fixed = plan.total_bytes - plan.kv_bytes;
     for (uint64_t share = 1; share < 64; share = share * 3 + 1) {
-        o = (qw_engine_options){.memory_bytes_max = fixed + plan.kv_bytes * share / 64 + 10, .n_threads = 0};
+        o = (qw_engine_options){.n_parallel = 1, .memory_bytes_max = fixed + plan.kv_bytes * share / 64 + 10, .n_threads = 0};
         assert_int_equal(qw_engine_plan(m, &o, &small, &err), QW_E_MEMORY);
         const char *said = strstr(err.text, "(-c ");
         assert_non_null(said);

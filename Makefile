@@ -183,6 +183,9 @@ $(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c $(KERNEL_DIRS:%=src/%/*.c))
 	@mkdir -p $(@D)
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ -lpthread -lm
 
+# The simulation's store of computed pasts has to find what the one on disk finds.
+$(BUILD)/tests/test_state: $(BUILD)/tests/sim/fake_state.o
+
 $(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 

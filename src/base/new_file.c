@@ -122,15 +122,21 @@ static int name_over(qw_new_file *f)
     return 0;
 }
 
+qw_status qw_new_file_name(qw_new_file *f, bool replace, qw_err *err)
+{
+    if ((replace ? name_over(f) : name_new(f)) == 0) return QW_OK;
+    if (errno == EEXIST && !replace) return qw_fail(err, QW_E_ARG, "%s: exists already", f->path);
+    return qw_fail_errno(err, "%s: cannot be written", f->path);
+}
+
 qw_status qw_new_file_publish(qw_new_file *f, bool replace, qw_err *err)
 {
     char dir[PATH_MAX];
     QW_TRY(dir_of(f->path, dir, err));
     /* What was reserved and not used goes back. */
-    if (ftruncate(f->fd, (off_t)f->n_bytes) != 0 || fsync(f->fd) != 0 || (replace ? name_over(f) : name_new(f)) != 0) {
-        if (errno == EEXIST && !replace) return qw_fail(err, QW_E_ARG, "%s: exists already", f->path);
+    if (ftruncate(f->fd, (off_t)f->n_bytes) != 0 || fsync(f->fd) != 0)
         return qw_fail_errno(err, "%s: cannot be written", f->path);
-    }
+    QW_TRY(qw_new_file_name(f, replace, err));
     return qw_sync_dir(dir, err);
 }
 

@@ -29,6 +29,9 @@ qw_status qw_new_file_write(qw_new_file *f, const void *data, size_t n, qw_err *
 /* Writes everything to disk and gives the file its name. replace: in place of a file that has it, whose permissions it
  * gets; otherwise QW_E_ARG when the name is taken, also when another process takes it in this moment. */
 qw_status qw_new_file_publish(qw_new_file *f, bool replace, qw_err *err) QW_MUST_CHECK;
+/* Only gives the file its name, likewise, and leaves to the system when it writes: for what is checked when it is read and
+ * can be made again. After a power loss the name may be there with a part of the bytes. */
+qw_status qw_new_file_name(qw_new_file *f, bool replace, qw_err *err) QW_MUST_CHECK;
 /* Removes what was not published. */
 void qw_new_file_close(qw_new_file *f);
 

@@ -65,13 +65,14 @@ ISA_QW   := $(BUILD)/tests/qw-isa
 ISA_CAP  := $(BUILD)/tests/unit/isa_cap.o
 CAPPED   := $(ISA_QW) $(addprefix $(BUILD)/tests/,test_bits test_engine test_forward test_weights)
 LIMITS   := $(BUILD)/bench/limits
+STATE    := $(BUILD)/bench/state
 SIM      := $(BUILD)/tests/sim/sim
 DRAFTS   := $(BUILD)/tests/drafts/drafts
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
 .PHONY: all chat test tests sim drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
-        peers clean help
+        bench-state peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -92,7 +93,7 @@ test:
 	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ISA),--isa $(ISA)) $(if $(ONLY),--only $(ONLY))
 
 ## tests: build the test programs without running them
-tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(SIM) $(DRAFTS)
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(SIM) $(DRAFTS)
 
 ## checkasm-aarch64: the checks of the kernels for AArch64, cross-compiled (they run under qemu-aarch64)
 checkasm-aarch64:
@@ -134,6 +135,10 @@ convert-peer: all
 bench: all $(LIMITS)
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 bench/bench.py --qw $(BUILD)/qw --limits $(LIMITS)
+
+## bench-state: a past from disk, beside only reading its bytes (FOLDER=DIR for another disk)
+bench-state: $(STATE)
+	@$(STATE) $(or $(FOLDER),$(BUILD)/bench)
 
 ## bench-kernels: speed of every kernel at every instruction-set level of this machine
 bench-kernels: $(CHECKASM)
@@ -190,6 +195,9 @@ $(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(DRAFTS): $(call obj,$(wildcard tests/drafts/*.c)) $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+$(STATE): $(call obj,bench/state.c) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(LIMITS): $(call obj,bench/limits.c)

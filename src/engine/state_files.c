@@ -111,8 +111,8 @@ static qw_status hash_layout(const qw_state_layout *l, uint8_t out[STATE_LAYOUT_
     int n = snprintf(text, sizeof text,
                      "numerics %d order %d model %.64s exact %d kv %d layers %u heads %u of %u by %u index %u by %u "
                      "tile %d page %zu recurrent %zu",
-                     QW_STATE_NUMERICS, *(const uint8_t *)&order, l->model, l->exact, (int)l->shape.type, l->shape.n_layers,
-                     l->shape.n_heads, l->shape.n_kv_heads, l->shape.head_dim, l->shape.index_dim, l->shape.index_block,
+                     QW_STATE_NUMERICS, *(const uint8_t *)&order, l->model, l->exact, (int)l->shape.type,
+                     l->shape.n_layers, l->shape.n_heads, l->shape.n_kv_heads, l->shape.head_dim, l->shape.index_dim, l->shape.index_block,
                      QW_KV_TILE, l->page_bytes, l->recurrent_bytes);
     QW_ASSERT(n > 0 && n < (int)sizeof text);
     if (EVP_Digest(text, (size_t)n, out, NULL, EVP_sha256(), NULL) == 1) return QW_OK;
@@ -286,13 +286,14 @@ static void remove_shorter(qw_state_files *s, const qw_state_piece *p)
     siblings l = siblings_open(s, p->parent);
     while (siblings_next(&l, false, &name)) {
         if (name.n_tokens >= p->n_tokens) continue;
-        if (state_id_equal(name.id, qw_state_child_id(s, p->parent, p->tokens, name.n_tokens))) unlink(path_of(s, &name, path));
+        qw_state_id id = qw_state_child_id(s, p->parent, p->tokens, name.n_tokens);
+        if (state_id_equal(name.id, id)) unlink(path_of(s, &name, path));
     }
     siblings_close(&l);
 }
 
-static qw_status write_piece(qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id, const void *data,
-                             qw_err *err)
+static qw_status write_piece(qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id,
+                             const void *data, qw_err *err)
 {
     size_t bytes = state_file_bytes(s, p->snapshot);
     QW_TRY(check_room(s, bytes, err));
@@ -554,5 +555,6 @@ bool qw_state_trim_due(const qw_state_files *s)
 {
     int64_t age_us = qw_clock_us() - s->trimmed_at_us;
     if (s->trimmed_at_us == 0 || age_us > TRIM_EVERY_US || (s->cramped && age_us > TRIM_CRAMPED_US)) return true;
-    return s->bytes >= s->bytes_trimmed + s->limits.bytes_max / TRIM_SHARE;
+    uint64_t bytes = s->bytes, trimmed = s->bytes_trimmed;
+    return bytes > trimmed && bytes - trimmed >= s->limits.bytes_max / TRIM_SHARE;
 }

@@ -40,8 +40,8 @@ struct qw_state_io {
 
 /* ---- operations ----------------------------------------------------------------------------------- */
 
-qw_status qw_state_op_create(qw_state_what what, qw_state_id parent, uint32_t depth, const int32_t *tokens, size_t n_tokens,
-                             qw_state_op **out, qw_err *err)
+qw_status qw_state_op_create(qw_state_what what, qw_state_id parent, uint32_t depth, const int32_t *tokens,
+                             size_t n_tokens, qw_state_op **out, qw_err *err)
 {
     qw_state_op *op = NULL;
     *out = NULL;

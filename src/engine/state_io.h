@@ -48,8 +48,8 @@ typedef struct qw_state_op {
 } qw_state_op;
 
 /* Copies the tokens. */
-qw_status qw_state_op_create(qw_state_what what, qw_state_id parent, uint32_t depth, const int32_t *tokens, size_t n_tokens,
-                             qw_state_op **out, qw_err *err) QW_MUST_CHECK;
+qw_status qw_state_op_create(qw_state_what what, qw_state_id parent, uint32_t depth, const int32_t *tokens,
+                             size_t n_tokens, qw_state_op **out, qw_err *err) QW_MUST_CHECK;
 /* A find that was polled becomes the load of what it found. The caller fills in `pages` [qw_state_op_pages], and `state`
  * when past.snapshot_at > 0. */
 qw_status qw_state_op_make_load(qw_state_op *op, qw_err *err) QW_MUST_CHECK;

@@ -116,8 +116,8 @@ static const int32_t *tokens_of(uint32_t number)
 
 static qw_state_piece piece_of(const qw_state_files *s, uint32_t number, bool snapshot)
 {
-    return (qw_state_piece){.parent = qw_state_root_id(s, owner_a), .snapshot = snapshot, .n_tokens = 1 + number % QW_KV_TILE,
-                            .tokens = tokens_of(number)};
+    return (qw_state_piece){.parent = qw_state_root_id(s, owner_a), .snapshot = snapshot,
+                            .n_tokens = 1 + number % QW_KV_TILE, .tokens = tokens_of(number)};
 }
 
 static void save_number(qw_state_files *s, uint32_t number, bool snapshot)
@@ -219,7 +219,8 @@ static void test_checksum(void **state)
     static const struct {
         size_t n;
         uint64_t sum;
-    } vectors[] = {{0, 0xbb2ffe2b4ec6d9cau}, {1, 0x5097a6155c978a25u}, {8, 0x5c1869ec9905a7aau}, {63, 0xf636fe5b1797d87bu}, {64, 0x4c57e17e20eb0d9bu}, {1000, 0xb3b6c0b34b171bc7u}};
+    } vectors[] = {{0, 0xbb2ffe2b4ec6d9cau}, {1, 0x5097a6155c978a25u}, {8, 0x5c1869ec9905a7aau},
+                   {63, 0xf636fe5b1797d87bu}, {64, 0x4c57e17e20eb0d9bu}, {1000, 0xb3b6c0b34b171bc7u}};
     enum { N = 1000 };
     uint8_t a[N + 8] = {0};
     for (size_t i = 0; i < N; i++) a[i] = (uint8_t)(i * 7 + 3);
@@ -445,8 +446,8 @@ static void check_loaded(const qw_state_store *store, const model *m, qw_state_o
     free(data);
 }
 
-static void find_past(const qw_state_store *store, const model *m, int owner, const int32_t *tokens, uint32_t n, bool recurrent,
-                      int seed)
+static void find_past(const qw_state_store *store, const model *m, int owner, const int32_t *tokens, uint32_t n,
+                      bool recurrent, int seed)
 {
     qw_state_op *op;
     qw_state_id root = store->root_id(store->ctx, owner ? owner_b : owner_a);
@@ -585,7 +586,8 @@ static void test_damage(void **state)
             data[i] ^= flip;
         }
         for (int i = 0; i < 200; i++) {
-            size_t at = i == 0 ? STATE_HEADER_UNIT : i == 1 ? n - 1 : STATE_HEADER_UNIT + below((uint32_t)n - STATE_HEADER_UNIT);
+            size_t at = i == 0 ? 0 : i == 1 ? n - STATE_HEADER_UNIT - 1 : below((uint32_t)n - STATE_HEADER_UNIT);
+            at += STATE_HEADER_UNIT;
             uint8_t flip = (uint8_t)(1 + below(255));
             data[at] ^= flip;
             expect_damaged(s, snapshot, data, n, "data byte", at);
@@ -1145,7 +1147,8 @@ static void load_chain(qw_state_files *s, const qw_state_store *store, const int
     assert_int_equal(qw_state_op_create(QW_STATE_FIND, store->root_id(store->ctx, owner_a), 0, more, COUNT(more), &op, NULL),
                      QW_OK);
     do_op(store, op);
-    assert_true(op->past.n_tokens == CHAIN * QW_KV_TILE && op->past.n_full == CHAIN && op->past.snapshot_at == op->past.n_tokens);
+    assert_true(op->past.n_tokens == CHAIN * QW_KV_TILE && op->past.n_full == CHAIN);
+    assert_int_equal(op->past.snapshot_at, op->past.n_tokens);
     qw_state_id id = store->root_id(store->ctx, owner_a);
     for (int i = 0; i < CHAIN; i++) {
         const state_name n = {.parent = id, .n_tokens = QW_KV_TILE, .snapshot = no_state && i == CHAIN - 1,

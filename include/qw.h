@@ -176,6 +176,8 @@ typedef struct qw_engine_options {
     uint32_t context;       /* tokens a conversation may hold; 0: the model's own, at most 32768 */
     uint32_t n_parallel;    /* requests that are answered at the same time; 0: 8, or what memory allows */
     uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY */
+    const char *state_dir;  /* folder where what was computed is saved, so that it outlives the process; NULL: it is not */
+    uint64_t state_bytes_max; /* of all files there; 0: 20 GiB */
     bool plain_decoding;    /* one token a pass: no guesses that a pass checks beside it. The answers are the same */
     uint64_t memory_bytes_max; /* for everything; 0: what the machine has free, less a quarter for others */
 } qw_engine_options;
@@ -270,6 +272,7 @@ typedef struct qw_cache_use {
     uint32_t known_tokens;   /* of the prompt, in common with the nearest known conversation: */
     uint32_t known_messages; /* so many messages are the same, */
     uint32_t known_bytes;    /* and so many bytes of what follows them, as it is rendered */
+    uint32_t restored_tokens; /* of those reused, from the folder of saved states */
 } qw_cache_use;
 
 typedef struct qw_timings {
@@ -304,6 +307,7 @@ typedef struct qw_engine_stats {
     uint32_t n_waiting, n_running;
     uint64_t requests, prompt_tokens, reused_tokens, computed_tokens; /* of requests that began; rows really computed */
     uint64_t missed[QW_MISS_SNAPSHOT + 1];                           /* requests, by qw_cache_miss */
+    uint64_t restored_tokens;                                        /* of the reused ones, from the folder of saved states */
     uint64_t guessed, guessed_right;                                 /* tokens that a pass checked beside the next one */
     uint64_t preemptions;                                            /* requests that had to step back for want of memory */
     uint64_t cached_pages, cached_snapshots, evicted_pages, evicted_snapshots; /* of QW_PAGE_TOKENS tokens each */

@@ -126,6 +126,8 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
     int64_t n_parallel;       /* answers at the same time; 0: the engine's default */
     uint64_t memory_bytes;    /* for everything; 0: three quarters of what is free */
     bool exact, no_pack_cache, plain_decoding;
+    bool saves_state, no_state; /* what was computed goes to the cache folder: the command does so; not wanted */
+    uint64_t state_bytes;     /* there at most; 0: the engine's default */
     const char *quantize;     /* type of weights, as in qw_model_options */
 } qw_cli_model;
 
@@ -147,6 +149,12 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
     {0, "exact", QW_CLI_FLAG, &(m)->exact, NULL, "reference mode: float32 throughout, slow", 0, 0},\
     {0, "no-pack-cache", QW_CLI_FLAG, &(m)->no_pack_cache, NULL,                                   \
      "do not read or write the side file of packed weights", 0, 0}
+
+/* For commands that save what conversations have computed (qw_cli_model.saves_state). */
+#define QW_CLI_STATE_OPTS(m)                                                                       \
+    {0, "state-max", QW_CLI_BYTES, &(m)->state_bytes, "SIZE",                                      \
+     "on disk at most, of what conversations have computed (21G)", 0, 0},                          \
+    {0, "no-state", QW_CLI_FLAG, &(m)->no_state, NULL, "save nothing of that: it ends with the process", 0, 0}
 
 /* Path of the model file the options name. When no model is installed says how to get one and, on a terminal,
  * offers to fetch the default. Returns 0, or the exit code after printing the error. */

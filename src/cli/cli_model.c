@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/file.h"
 #include "cli/cli.h"
 #include "hub/hub.h"
 
@@ -114,12 +115,25 @@ qw_engine_options qw_cli_engine_options(const qw_cli_model *m)
     return options;
 }
 
+/* Where what was computed is saved; "" when it is not, or there is no such place. */
+static void find_state_dir(const qw_cli_model *m, char *out, size_t cap)
+{
+    char cache[QW_CLI_PATH_MAX];
+    *out = 0;
+    if (!m->saves_state || m->no_state || qw_cache_dir(cache, sizeof(cache), NULL) != QW_OK) return;
+    if ((size_t)snprintf(out, cap, "%s/state", cache) >= cap) *out = 0;
+}
+
 int qw_cli_open(const qw_cli_model *m, qw_model **model, qw_engine **engine)
 {
     qw_err err;
     int rc = qw_cli_open_model(m, model);
     if (rc != 0) return rc;
     qw_engine_options options = qw_cli_engine_options(m);
+    char state[QW_CLI_PATH_MAX + 8];
+    find_state_dir(m, state, sizeof(state));
+    if (state[0] != 0) options.state_dir = state;
+    options.state_bytes_max = m->state_bytes;
     if (qw_engine_create(*model, &options, engine, &err) == QW_OK) {
         if (qw_engine_note(*engine)[0]) fprintf(stderr, "qw: note: %s\n", qw_engine_note(*engine));
         return 0;

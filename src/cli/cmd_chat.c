@@ -379,7 +379,7 @@ static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, cons
 
 int qw_cmd_chat(int argc, char **argv)
 {
-    qw_cli_model m = {.n_parallel = 1};
+    qw_cli_model m = {.n_parallel = 1, .saves_state = true};
     qw_cli_sampling sampling = qw_cli_sampling_default();
     qw_cli_thinking thinking = {0};
     qw_chat_options options = {0};
@@ -389,6 +389,7 @@ int qw_cmd_chat(int argc, char **argv)
         QW_CLI_THINKING_OPTS(&thinking),
         QW_CLI_SAMPLING_OPTS(&sampling),
         QW_CLI_MODEL_OPTS(&m),
+        QW_CLI_STATE_OPTS(&m),
     };
     const qw_cli_spec spec = {
         .name = "chat",

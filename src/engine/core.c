@@ -37,7 +37,11 @@ typedef struct lane {
     uint32_t spare;        /* slot for the state before guesses, or QW_NO_SLOT */
     snap snaps[SNAPS_MAX]; /* beyond it, ascending */
     size_t n_snaps;
+    qw_state_op *op;       /* loads into it; the user may have gone meanwhile */
+    uint32_t n_restored;   /* tokens up to which it came from the store */
 } lane;
+
+typedef enum looking { LOOK = 0, LOOKING, LOOKED } looking;
 
 /* A request on its way. */
 struct run {
@@ -48,6 +52,8 @@ struct run {
     qw_engine_answer answer;
     bool begun;       /* the answer has */
     bool passed;      /* looked at in this step */
+    looking looking;  /* for what the store has */
+    qw_state_op *found; /* owns; what it has */
     uint32_t n_known; /* of job->tokens: the prompt, and what was drawn since */
     uint32_t n_told;  /* tokens of the prompt that were reported as computed */
     int64_t ready_us; /* when it would have been done with its prompt, had it begun when it came */
@@ -71,6 +77,7 @@ struct qw_core {
     uint32_t *asked;     /* [n_logits_max]: rows whose logits are wanted */
     run *starved;        /* found no room in the last step, first of those */
     float *logits;       /* [n_logits_max, n_vocab] */
+    bool waits;          /* somebody waits for the store */
     uint32_t n_rows, n_answer_rows, n_in_pass, n_logits_max;
     bool recurrent;
     double us_per_row;
@@ -185,7 +192,9 @@ static void keep_page(qw_core *c, lane *l, uint32_t n_tokens)
     memmove(l->snaps, l->snaps + n, l->n_snaps * sizeof *l->snaps);
     l->tip = qw_prefix_add(c->prefix, l->tip, l->user->job->tokens + l->n_paged, n_tokens - l->n_paged, l->seq,
                            l->n_paged / QW_KV_TILE, snaps, n, c->now_us);
-    if (n_tokens - l->n_paged == QW_KV_TILE) l->n_paged = n_tokens;
+    if (n_tokens - l->n_paged < QW_KV_TILE) return;
+    l->n_paged = n_tokens;
+    if (n_tokens <= l->n_restored) qw_prefix_set_saved(c->prefix, l->tip);
 }
 
 static void keep_full_pages(qw_core *c, lane *l)
@@ -206,6 +215,16 @@ static void keep_last_state(qw_core *c, lane *l)
     else l->snaps[l->n_snaps++] = (snap){n, slot};
 }
 
+static void clear_lane(qw_core *c, lane *l)
+{
+    drop_snaps(c, l);
+    qw_prefix_unpin(c->prefix, l->tip);
+    qw_seq_clear(l->seq);
+    l->tip = NULL;
+    l->user = NULL;
+    l->n_paged = l->n_restored = 0;
+}
+
 /* Everything computed stays in the cache; the lane is free. */
 static void leave_lane(qw_core *c, run *r)
 {
@@ -214,20 +233,28 @@ static void leave_lane(qw_core *c, run *r)
     keep_last_state(c, l);
     if (l->seq->n_tokens > l->n_paged) keep_page(c, l, l->seq->n_tokens);
     QW_ASSERT(l->n_snaps == 0);
-    qw_prefix_unpin(c->prefix, l->tip);
-    qw_seq_clear(l->seq);
-    l->tip = NULL;
-    l->user = NULL;
-    l->n_paged = 0;
+    clear_lane(c, l);
     r->lane = NULL;
     r->n_again = 0;
+    r->looking = LOOK; /* should it come back */
+}
+
+/* A load may still write to its pages: it is cleared when that is done. */
+static void abandon_lane(qw_core *c, run *r)
+{
+    lane *l = r->lane;
+    l->user = NULL;
+    r->lane = NULL;
+    if (!l->op) clear_lane(c, l);
 }
 
 static void end_run(qw_core *c, run *r, qw_finish finish, const qw_err *failure)
 {
     if (!r->begun) qw_engine_answer_begin(&r->answer, r->job, c->o.tokenizer, c->o.events);
     if (c->starved == r) c->starved = NULL;
-    leave_lane(c, r);
+    if (r->lane && r->lane->op) abandon_lane(c, r);
+    else leave_lane(c, r);
+    qw_state_op_free(r->found);
     if (failure) qw_engine_answer_fail(&r->answer, failure);
     else qw_engine_answer_end(&r->answer, finish);
     qw_engine_answer_free(&r->answer);
@@ -261,6 +288,8 @@ static bool goes_before(const run *a, const run *b)
 static void step_back(qw_core *c, run *r)
 {
     leave_lane(c, r);
+    qw_state_op_free(r->found);
+    r->found = NULL;
     c->counts.preemptions++;
 }
 
@@ -270,10 +299,17 @@ static run *last_behind(qw_core *c, const run *r)
     run *worst = NULL;
     for (uint32_t i = 0; i < c->o.n_lanes; i++) {
         run *u = c->lanes[i].user;
-        if (!u || u == r || u->n_rows > 0 || !stands_before(r, u)) continue;
+        if (!u || u == r || u->n_rows > 0 || c->lanes[i].op || !stands_before(r, u)) continue;
         if (!worst || stands_before(worst, u)) worst = u;
     }
     return worst;
+}
+
+static bool is_saving(const qw_core *c)
+{
+    qw_prefix_counts counts;
+    qw_prefix_get_counts(c->prefix, &counts);
+    return counts.n_saving > 0;
 }
 
 /* Pages for the tokens up to n_after, at the cost of what is kept and then of those who stand behind. */
@@ -281,6 +317,10 @@ static bool make_room(qw_core *c, run *r, uint32_t n_after)
 {
     while (qw_seq_reserve(r->lane->seq, n_after, NULL) != QW_OK) {
         if (qw_prefix_free_pages(c->prefix, qw_seq_pool_free_pages(c->o.pool) + 1)) continue;
+        if (is_saving(c)) { /* then there will be room */
+            c->waits = true;
+            return false;
+        }
         run *worst = last_behind(c, r);
         if (!worst) return false;
         step_back(c, worst);
@@ -291,7 +331,7 @@ static bool make_room(qw_core *c, run *r, uint32_t n_after)
 static lane *free_lane(qw_core *c, const run *r)
 {
     for (uint32_t i = 0; i < c->o.n_lanes; i++)
-        if (!c->lanes[i].user) return &c->lanes[i];
+        if (!c->lanes[i].user && !c->lanes[i].op) return &c->lanes[i];
     run *worst = last_behind(c, r);
     if (!worst || worst->job->priority >= r->job->priority) return NULL; /* among equals nobody is sent away for a lane */
     lane *l = worst->lane;
@@ -340,6 +380,7 @@ static void continue_past(qw_core *c, run *r, const qw_prefix_match *m)
     drop_snaps(c, l);
     l->tip = qw_prefix_continue(c->prefix, m, r->job->tokens, l->seq, c->now_us);
     l->n_paged = m->n_tokens / QW_KV_TILE * QW_KV_TILE;
+    l->n_restored = 0;
     if (before) qw_prefix_unpin(c->prefix, before);
 }
 
@@ -386,7 +427,7 @@ static void add_rows(qw_core *c, run *r, uint32_t n)
 /* Only its newest token is not computed. */
 static bool is_answering(const run *r)
 {
-    return r->lane && r->n_known > r->job->n_tokens && n_computed(r) + 1 + r->n_again == r->n_known;
+    return r->lane && !r->lane->op && r->n_known > r->job->n_tokens && n_computed(r) + 1 + r->n_again == r->n_known;
 }
 
 static uint32_t number_of(const qw_core *c, const lane *l)
@@ -494,11 +535,180 @@ static bool enter_lane(qw_core *c, run *r)
     return true;
 }
 
+/* ---- from the store --------------------------------------------------------------------------------- */
+
+/* Asks the store what it has beyond what the cache has. True: the answer has to be waited for. */
+static bool look(qw_core *c, run *r, const qw_prefix_match *m)
+{
+    const qw_state_store *store = c->o.store;
+    uint32_t depth;
+    qw_state_op *op;
+    r->looking = LOOKED;
+    if (m->n_tokens + 1 >= r->n_known) return false;
+    qw_prefix_node *from = qw_prefix_full_node(m, &depth);
+    if (qw_state_op_create(QW_STATE_FIND, qw_prefix_id(from), depth, r->job->tokens + depth, r->n_known - depth, &op, NULL) != QW_OK)
+        return false;
+    op->user = (void *)(uintptr_t)r->job->id; /* it may be gone when the answer comes */
+    if (store->submit(store->ctx, op)) {
+        r->looking = LOOKING;
+        return true;
+    }
+    qw_state_op_free(op);
+    return false;
+}
+
+static run *run_of(const qw_core *c, const qw_state_op *op)
+{
+    for (run *r = c->first; r; r = r->next)
+        if (r->job->id == (uint64_t)(uintptr_t)op->user) return r;
+    return NULL;
+}
+
+static void take_found(qw_core *c, qw_state_op *op)
+{
+    run *r = run_of(c, op);
+    if (r && r->looking == LOOKING) {
+        r->looking = LOOKED;
+        r->found = op->status == QW_OK && op->past.n_tokens > 0 ? op : NULL;
+        if (r->found) return;
+    }
+    qw_state_op_free(op);
+}
+
+/* The full node at that depth on the way of a match, or NULL. */
+static qw_prefix_node *node_at(const qw_core *c, const run *r, const qw_state_op *op)
+{
+    qw_prefix_match part;
+    const qw_prefix_node *root = qw_prefix_root(c->prefix, r->job->owner, c->now_us);
+    return qw_prefix_find_full(c->prefix, root, r->job->tokens, op->depth, &part) ? part.node : NULL;
+}
+
+/* Makes the load of what was found: into the lane's pages from the parent on, which have room. */
+static bool prepare_load(const lane *l, qw_state_op *op)
+{
+    uint32_t first = op->depth / QW_KV_TILE;
+    if (qw_state_op_make_load(op, NULL) != QW_OK) return false;
+    QW_ASSERT(first + qw_state_op_pages(op) <= l->seq->n_pages);
+    for (uint32_t i = 0; i < qw_state_op_pages(op); i++) op->pages[i] = l->seq->pages[first + i];
+    op->state = l->seq->recurrent;
+    op->user = (void *)(uintptr_t)l;
+    return true;
+}
+
+/* Puts a lane at the node where what was found goes on, with room for it. False: not now. */
+static bool enter_lane_at(qw_core *c, run *r, qw_prefix_node *from, uint32_t n_after)
+{
+    lane *l = free_lane(c, r);
+    if (!l || node_at(c, r, r->found) != from) return false; /* whoever stepped back may have changed it */
+    l->user = r;
+    r->lane = l;
+    l->tip = from;
+    l->n_paged = r->found->depth;
+    qw_prefix_continue_at(c->prefix, from, r->job->tokens, l->seq, c->now_us);
+    if (make_room(c, r, n_after)) return true;
+    abandon_lane(c, r);
+    return false;
+}
+
+static void drop_found(run *r)
+{
+    qw_state_op_free(r->found);
+    r->found = NULL;
+}
+
+/* Loads what was found. False: it is not worth it any more, or not to be had. True: under way, or there is no room yet. */
+static bool load(qw_core *c, run *r, const qw_prefix_match *m)
+{
+    qw_state_op *op = r->found;
+    uint32_t n_after = op->depth + op->past.n_tokens;
+    qw_prefix_node *from = n_after > m->n_tokens && n_after <= c->o.context ? node_at(c, r, op) : NULL;
+    if (!from) {
+        drop_found(r);
+        return false;
+    }
+    if (!enter_lane_at(c, r, from, n_after)) return true;
+    if (prepare_load(r->lane, op) && c->o.store->submit(c->o.store->ctx, op)) {
+        r->lane->op = op;
+        r->found = NULL;
+        return true;
+    }
+    abandon_lane(c, r);
+    drop_found(r);
+    return false;
+}
+
+/* How many tokens of a load can be gone on from. */
+static uint32_t n_loaded(const qw_core *c, const qw_state_op *op)
+{
+    bool whole = op->n_good == qw_state_op_pages(op);
+    if (c->recurrent) return whole && op->state_good ? op->past.n_tokens : 0;
+    if (whole) return op->past.n_tokens;
+    return op->n_good * QW_KV_TILE < op->past.n_tokens ? op->n_good * QW_KV_TILE : op->past.n_tokens;
+}
+
+static void begin_restored(qw_core *c, run *r, uint32_t n)
+{
+    qw_prefix_match m;
+    find_past(c, r, &m);
+    m.n_known = m.n_known > n ? m.n_known : n;
+    m.n_tokens = n;
+    m.miss = QW_MISS_NONE;
+    bool first = !r->begun;
+    begin_answer(c, r, &m);
+    if (!first) return; /* it stepped back before: what it was told stays */
+    r->answer.cache.restored_tokens = n - r->lane->n_paged;
+    c->counts.restored_tokens += n - r->lane->n_paged;
+}
+
+static void take_loaded(qw_core *c, qw_state_op *op)
+{
+    lane *l = op->user;
+    run *r = l->user;
+    uint32_t n = n_loaded(c, op);
+    l->op = NULL;
+    if (!r) {
+        clear_lane(c, l);
+    } else if (n == 0) {
+        abandon_lane(c, r);
+    } else {
+        qw_seq_advance(l->seq, r->job->tokens + op->depth, n);
+        l->n_restored = op->depth + n;
+        begin_restored(c, r, l->n_restored);
+        keep_full_pages(c, l);
+        if (c->o.guesser.begin) c->o.guesser.begin(c->o.guesser.ctx, number_of(c, l), r->job, r->n_known);
+    }
+    qw_state_op_free(op);
+}
+
+static void take_from_store(qw_core *c)
+{
+    qw_state_op *op;
+    while (c->o.store && (op = c->o.store->poll(c->o.store->ctx))) {
+        switch (op->what) {
+        case QW_STATE_FIND: take_found(c, op); break;
+        case QW_STATE_LOAD: take_loaded(c, op); break;
+        case QW_STATE_SAVE: qw_prefix_take_saved(c->prefix, op); break;
+        case QW_STATE_TOUCH: qw_state_op_free(op); break;
+        }
+    }
+}
+
+/* True: r is waiting for the store, or goes on from there. */
+static bool restore(qw_core *c, run *r, const qw_prefix_match *m)
+{
+    if (!c->o.store || (r->lane && !r->lane->op)) return false;
+    if (r->looking == LOOK) look(c, r, m);
+    bool stays = r->looking == LOOKING || (r->lane && r->lane->op) || (r->found && load(c, r, m));
+    c->waits = c->waits || r->looking == LOOKING || (r->lane && r->lane->op);
+    return stays;
+}
+
 /* Up to `most` rows of what r lacks into the pass; 0 when it has to wait. */
 static uint32_t plan_piece(qw_core *c, run *r, uint32_t most)
 {
     qw_prefix_match m;
     find_past(c, r, &m);
+    if (restore(c, r, &m)) return 0;
     bool further = m.n_tokens > n_computed(r);
     if (is_being_computed(c, r, further ? m.n_tokens : n_computed(r))) return 0;
     if (!r->lane) {
@@ -684,14 +894,35 @@ static void end_the_overdue(qw_core *c)
     }
 }
 
-bool qw_core_step(qw_core *c)
+qw_step qw_core_step(qw_core *c)
 {
     bool any = c->first != NULL;
     c->now_us = c->o.compute.clock_us(c->o.compute.ctx);
+    c->waits = false;
+    take_from_store(c);
     end_the_overdue(c);
     plan(c);
     if (c->n_rows > 0) compute(c);
-    return any;
+    if (c->o.store) qw_prefix_save(c->prefix, c->now_us, QW_SAVE_AFTER_US);
+    if (c->n_rows == 0 && c->waits && c->first) return QW_STEP_WAITS;
+    return any ? QW_STEP_DONE : QW_STEP_IDLE;
+}
+
+bool qw_core_has_unsaved(const qw_core *c)
+{
+    return c->o.store && qw_prefix_has_unsaved(c->prefix);
+}
+
+void qw_core_finish(qw_core *c, int64_t us_max)
+{
+    enum { WAIT_US = 20000 };
+    int64_t begun_us = c->o.compute.clock_us(c->o.compute.ctx);
+    while (c->first) end_run(c, c->first, QW_FINISH_CANCELLED, NULL);
+    while (qw_core_has_unsaved(c) && c->o.compute.clock_us(c->o.compute.ctx) - begun_us < us_max) {
+        qw_prefix_save(c->prefix, INT64_MAX / 2, 0);
+        c->o.store->wait(c->o.store->ctx, WAIT_US);
+        take_from_store(c);
+    }
 }
 
 void qw_core_fail(qw_core *c, const qw_err *err)
@@ -733,7 +964,7 @@ qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err)
 {
     const qw_prefix_options po = {.pool = o->pool, .key = o->key, .n_pinned_max = 2 * o->n_lanes,
                                   .n_remembered_max = QW_REMEMBERED_MAX, .n_snapshots_max = o->n_snapshots,
-                                  .us_per_token = o->us_per_row};
+                                  .us_per_token = o->us_per_row, .store = o->store};
     qw_core *c = NULL;
     qw_status status;
     *out = NULL;
@@ -762,6 +993,11 @@ void qw_core_destroy(qw_core *c)
 {
     if (!c) return;
     while (c->first) end_run(c, c->first, QW_FINISH_CANCELLED, NULL);
+    for (uint32_t i = 0; c->lanes && i < c->o.n_lanes; i++) {
+        if (!c->lanes[i].op) continue;
+        c->lanes[i].op = NULL; /* the store that had it is closed */
+        clear_lane(c, &c->lanes[i]);
+    }
     qw_prefix_destroy(c->prefix);
     for (uint32_t i = 0; c->lanes && i < c->o.n_lanes; i++) {
         if (c->lanes[i].seq) qw_seq_release(c->lanes[i].seq);
@@ -807,8 +1043,8 @@ void qw_core_check(const qw_core *c)
     for (uint32_t i = 0; i < c->o.n_lanes; i++) {
         const lane *l = &c->lanes[i];
         n_lanes -= l->user != NULL;
-        QW_ASSERT(l->user || (l->seq->n_pages == 0 && l->n_snaps == 0 && !l->tip));
-        QW_ASSERT(!l->user || l->n_paged == l->seq->n_tokens / QW_KV_TILE * QW_KV_TILE);
+        QW_ASSERT(l->user || l->op || (l->seq->n_pages == 0 && l->n_snaps == 0 && !l->tip));
+        QW_ASSERT(!l->user || l->op || l->n_paged == l->seq->n_tokens / QW_KV_TILE * QW_KV_TILE);
     }
     QW_ASSERT(n_lanes == 0);
     qw_prefix_check(c->prefix);

@@ -24,6 +24,7 @@ enum {
     QW_PIECE_ROWS_MIN = 16,
     QW_ANSWER_ROWS = 12,        /* of all answers in a step, guesses among them, beyond one for each */
     QW_SNAPSHOT_TOKENS = 1024,  /* between snapshots inside a long message */
+    QW_SAVE_AFTER_US = 2000000, /* something was computed it is saved, if there is a store */
     QW_REMEMBERED_MAX = 16384   /* pages that are gone and still known, for explanations */
 };
 
@@ -70,6 +71,7 @@ typedef struct qw_core_options {
     uint32_t n_rows_max;            /* of a pass; at least qw_core_logits_max() + QW_ANSWER_ROWS */
     uint32_t n_snapshots;           /* slots of the pool beyond one for each lane, or two with a guesser */
     double us_per_row;              /* a guess, until it was measured */
+    const qw_state_store *store;    /* borrows; NULL: nothing is saved. Closed before the core is destroyed */
     qw_sip_key key;
     void (*ended)(void *ctx, qw_job *job); /* after its terminal event; takes the job */
     void *ended_ctx;
@@ -83,17 +85,26 @@ void qw_core_destroy(qw_core *c);
 
 /* Takes the job. Its terminal event comes in some step. */
 void qw_core_add(qw_core *c, qw_job *job);
-/* One pass, and all that follows from it. False: there was nothing to do. */
-bool qw_core_step(qw_core *c);
+typedef enum qw_step {
+    QW_STEP_IDLE = 0, /* no requests */
+    QW_STEP_DONE,     /* something was computed, or ended */
+    QW_STEP_WAITS     /* nothing can be done before the store is done with something */
+} qw_step;
+/* One pass, and all that follows from it. */
+qw_step qw_core_step(qw_core *c);
 /* Ends every request with this error. */
 void qw_core_fail(qw_core *c, const qw_err *err);
 bool qw_core_idle(const qw_core *c); /* no requests */
+bool qw_core_has_unsaved(const qw_core *c); /* a step has to look after that, now and then, without requests too */
+/* Ends all requests, cancelled, and saves what is not saved yet; takes at most so long. */
+void qw_core_finish(qw_core *c, int64_t us_max);
 
 typedef struct qw_core_counts {
     uint32_t n_waiting, n_running;
     uint64_t steps, rows, preemptions; /* rows: computed, of all requests */
     uint64_t guessed, guessed_right;
     uint64_t requests, reused_tokens, prompt_tokens;
+    uint64_t restored_tokens; /* of the reused ones, from the store */
     uint64_t missed[QW_MISS_SNAPSHOT + 1]; /* requests by qw_cache_miss */
     qw_prefix_counts prefix;
 } qw_core_counts;

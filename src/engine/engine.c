@@ -1,4 +1,5 @@
 /* engine.c: the engine's life: create, the thread, the inbox of requests, destroy. See qw.h; core.h is what it does. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
@@ -169,8 +170,15 @@ int qw_engine_threads(const qw_engine *e)
 
 const char *qw_engine_note(const qw_engine *e)
 {
+    if (e->note[0]) return e->note;
     return e->model->weights ? qw_weights_note(e->model->weights) : "";
 }
+
+enum {
+    SAVE_LOOK_NS = 200000000,
+    FLUSH_US = 10000000, /* at the end, for what is not saved yet */
+    STATE_THREADS = 2
+};
 
 /* ---- thread ----------------------------------------------------------------------------------- */
 
@@ -191,9 +199,33 @@ static qw_engine_stats stats_of(const qw_core_counts *c)
     qw_engine_stats s = {.n_running = c->n_running, .requests = c->requests, .prompt_tokens = c->prompt_tokens,
                          .reused_tokens = c->reused_tokens, .computed_tokens = c->rows, .preemptions = c->preemptions,
                          .cached_pages = c->prefix.n_pages, .cached_snapshots = c->prefix.n_snapshots,
-                         .guessed = c->guessed, .guessed_right = c->guessed_right, .evicted_pages = c->prefix.pages_evicted, .evicted_snapshots = c->prefix.snapshots_evicted};
+                         .restored_tokens = c->restored_tokens, .guessed = c->guessed, .guessed_right = c->guessed_right, .evicted_pages = c->prefix.pages_evicted, .evicted_snapshots = c->prefix.snapshots_evicted};
     memcpy(s.missed, c->missed, sizeof s.missed);
     return s;
+}
+
+/* Until there is work; with unsaved pasts not for ever. False: it is time to look after those. Under the lock. */
+static bool sleep_a_while(qw_engine *e)
+{
+    struct timespec t;
+    if (!qw_core_has_unsaved(e->core) && !e->waits) return pthread_cond_wait(&e->work, &e->lock) == 0;
+    clock_gettime(CLOCK_REALTIME, &t);
+    t.tv_nsec += SAVE_LOOK_NS;
+    if (t.tv_nsec >= 1000000000) {
+        t.tv_sec++;
+        t.tv_nsec -= 1000000000;
+    }
+    return pthread_cond_timedwait(&e->work, &e->lock, &t) == 0;
+}
+
+/* The store is done with something. */
+static void wake(void *ctx)
+{
+    qw_engine *e = ctx;
+    pthread_mutex_lock(&e->lock);
+    e->woken = true;
+    pthread_cond_signal(&e->work);
+    pthread_mutex_unlock(&e->lock);
 }
 
 /* Tells callers how the core stands. */
@@ -212,7 +244,10 @@ static bool take_jobs(qw_engine *e)
 {
     publish(e);
     pthread_mutex_lock(&e->lock);
-    while (!e->first && !e->stop && qw_core_idle(e->core)) pthread_cond_wait(&e->work, &e->lock);
+    while (!e->first && !e->stop && !e->woken && (e->waits || qw_core_idle(e->core))) {
+        if (!sleep_a_while(e)) break;
+    }
+    e->woken = false;
     bool go_on = !e->stop;
     qw_job *job = e->first, *next;
     e->first = e->last = NULL;
@@ -229,7 +264,8 @@ static bool take_jobs(qw_engine *e)
 static void *engine_main(void *arg)
 {
     qw_engine *e = arg;
-    while (take_jobs(e)) qw_core_step(e->core);
+    while (take_jobs(e)) e->waits = qw_core_step(e->core) == QW_STEP_WAITS;
+    if (e->state) qw_core_finish(e->core, FLUSH_US);
     return NULL;
 }
 
@@ -292,10 +328,41 @@ static qw_status create_core(qw_engine *e, const qw_plan *plan, qw_err *err)
         .compute = {.ctx = e, .forward = forward, .logits = logits, .failed = failed, .clock_us = clock_us},
         .pool = e->rt.seqs, .tokenizer = e->model->tokenizer, .events = &e->events, .n_vocab = e->model->net->hp.n_vocab,
         .banned = e->banned, .n_banned = e->n_banned, .context = e->context, .n_lanes = plan->n_parallel,
-        .guesser = e->guesses ? qw_guesses_guesser(e->guesses) : none, .n_rows_max = QW_BATCH_ROWS, .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e), .ended = job_ended,
+        .guesser = e->guesses ? qw_guesses_guesser(e->guesses) : none, .n_rows_max = QW_BATCH_ROWS, .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e), .store = e->state ? &e->store : NULL,
+        .ended = job_ended,
         .ended_ctx = e};
     if (getrandom(&o.key, sizeof o.key, 0) != sizeof o.key) return qw_fail_errno(err, "cannot draw a random key");
     return qw_core_create(&o, &e->core, err);
+}
+
+/* Opens the folder of saved pasts. */
+static qw_status open_store(qw_engine *e, const qw_engine_options *o, qw_err *err)
+{
+    const qw_seq_pool_options *po = qw_seq_pool_get_options(e->rt.seqs);
+    qw_state_layout layout = {.exact = e->model->exact, .shape = po->shape, .page_bytes = qw_page_bytes(e->rt.seqs),
+                              .recurrent_bytes = po->recurrent_bytes};
+    const qw_state_limits limits = {.bytes_max = o->state_bytes_max ? o->state_bytes_max : QW_STATE_BYTES_DEFAULT,
+                                    .free_min = QW_STATE_FREE_MIN, .age_s_max = QW_STATE_AGE_S};
+    const qw_state_io_options io = {.n_threads = STATE_THREADS, .wake = wake, .wake_ctx = e};
+    if (!o->state_dir) return QW_OK;
+    qw_gguf_identity(e->model->file, layout.model);
+    QW_TRY(qw_state_files_open(o->state_dir, &layout, &limits, &e->state_files, err));
+    qw_state_io_options with_files = io;
+    with_files.files = e->state_files;
+    QW_TRY(qw_state_io_open(&with_files, &e->state, err));
+    e->store = qw_state_io_store(e->state);
+    return QW_OK;
+}
+
+/* Without a folder that can be used the engine still works. */
+static void open_state(qw_engine *e, const qw_engine_options *o)
+{
+    qw_err err;
+    if (open_store(e, o, &err) == QW_OK) return;
+    snprintf(e->note, sizeof e->note, "nothing that is computed can be saved: %s", err.text);
+    if (e->state_files) qw_state_files_close(e->state_files);
+    e->state_files = NULL;
+    e->state = NULL;
 }
 
 static qw_status create_compute(qw_engine *e, const qw_engine_options *o, const qw_plan *plan, qw_err *err)
@@ -306,6 +373,7 @@ static qw_status create_compute(qw_engine *e, const qw_engine_options *o, const 
     QW_TRY(find_banned(e, err));
     if (!o->plain_decoding)
         QW_TRY(qw_guesses_create(plan->n_parallel, e->model->net->hp.n_vocab, e->context, PASS_ROWS * us_per_row(e), &e->guesses, err));
+    open_state(e, o);
     return create_core(e, plan, err);
 }
 
@@ -357,6 +425,8 @@ void qw_engine_destroy(qw_engine *e)
         qw_job_free(e->first);
         e->first = next;
     }
+    if (e->state) qw_state_io_close(e->state, 0); /* what could be saved is, by now */
+    if (e->state_files) qw_state_files_close(e->state_files);
     qw_core_destroy(e->core);
     qw_guesses_destroy(e->guesses);
     free(e->banned);

@@ -12,6 +12,7 @@
 #include "base/buf.h"
 #include "engine/model.h"
 #include "engine/sampler.h"
+#include "engine/state_io.h"
 #include "engine/stop.h"
 #include "model/runtime.h"
 #include "text/parse.h"
@@ -22,9 +23,13 @@ enum {
     QW_QUEUE_DEFAULT = 256,
     QW_EVENTS_MAX = 4096,          /* waiting to be polled; then the engine waits for the reader */
     QW_PARALLEL_DEFAULT = 8,
+    QW_STATE_AGE_S = 30 * 86400,   /* since its last use a saved past goes */
     QW_PARALLEL_MAX = 64,
     QW_SAMPLER_BYTES_PER_TOKEN = 24 /* arrays of a draw, banned tokens */
 };
+
+#define QW_STATE_BYTES_DEFAULT ((uint64_t)20 << 30)
+#define QW_STATE_FREE_MIN ((uint64_t)4 << 30)
 
 /* A queued request: everything of it copied. */
 typedef struct qw_job {
@@ -99,6 +104,7 @@ struct qw_engine {
     uint32_t n_inbox, n_waiting, n_queue_max; /* in the inbox; taken from it and not begun */
     qw_engine_stats stats; /* as of the last step */
     bool stop;
+    bool woken;           /* by the store */
     uint64_t next_id;
     qw_err dead;          /* status != QW_OK: the model failed; nothing more is accepted */
 
@@ -106,6 +112,11 @@ struct qw_engine {
 
     /* engine thread */
     struct qw_core *core;
+    char note[QW_ERR_TEXT_MAX + 64]; /* why nothing is saved, or "" */
+    qw_state_files *state_files; /* owns; NULL: nothing is saved */
+    qw_state_io *state;         /* owns */
+    qw_state_store store;
+    bool waits;                 /* the core waits for the store */
     struct qw_guesses *guesses; /* NULL: plain decoding */
     int32_t *banned;      /* [n_banned]: padding rows of the vocabulary, never sampled */
     size_t n_banned;

@@ -16,10 +16,13 @@ enum {
     GAP_NODES_MAX = 64 /* how far back a snapshot looks for the one before it */
 };
 
+typedef enum keeping { NOT_SAVED = 0, BEING_SAVED, SAVED } keeping; /* SAVED also when it could not be: once is enough */
+
 typedef struct snapshot {
     struct snapshot *next; /* of the node, ascending; or of the unused ones */
     qw_prefix_node *node;
     uint32_t at, slot;
+    keeping keeping;
     int64_t used_us;
 } snapshot;
 
@@ -37,6 +40,11 @@ struct qw_prefix_node {
     uint32_t n_with_pages;        /* children that have one */
     uint32_t n_snaps;             /* snapshots on it and on all below it */
     int32_t place;                /* in its heap, or NO_PLACE */
+    keeping keeping;              /* its page */
+    bool unsaved;                 /* in the list of those with something to save: */
+    qw_prefix_node *unsaved_next, *unsaved_prev;
+    int64_t unsaved_us;           /* since then */
+    qw_state_id id;               /* of full nodes and roots, with a store */
     int32_t tokens[QW_KV_TILE];
 };
 
@@ -55,6 +63,7 @@ struct qw_prefix {
     uint32_t n_nodes, n_buckets, n_slots_taken;
     bool recurrent;
     heap pages, remembered;   /* nodes whose page, whose memory can be taken */
+    qw_prefix_node *unsaved_first, *unsaved_last; /* by time */
     uint32_t *path;           /* page ids of a past */
     qw_prefix_counts counts;
 };
@@ -132,6 +141,30 @@ static void displace(qw_prefix *c, qw_prefix_node *n)
     if (n->place != NO_PLACE) heap_remove(c, heap_of(c, n), n);
 }
 
+/* ---- what is to be saved ---------------------------------------------------------------------------- */
+
+static void note_unsaved(qw_prefix *c, qw_prefix_node *n, int64_t now_us)
+{
+    if (!c->o.store || n->unsaved) return;
+    n->unsaved = true;
+    n->unsaved_us = now_us;
+    n->unsaved_next = NULL;
+    n->unsaved_prev = c->unsaved_last;
+    if (c->unsaved_last) c->unsaved_last->unsaved_next = n;
+    else c->unsaved_first = n;
+    c->unsaved_last = n;
+}
+
+static void forget_unsaved(qw_prefix *c, qw_prefix_node *n)
+{
+    if (!n->unsaved) return;
+    n->unsaved = false;
+    if (n->unsaved_prev) n->unsaved_prev->unsaved_next = n->unsaved_next;
+    else c->unsaved_first = n->unsaved_next;
+    if (n->unsaved_next) n->unsaved_next->unsaved_prev = n->unsaved_prev;
+    else c->unsaved_last = n->unsaved_prev;
+}
+
 /* ---- snapshots ------------------------------------------------------------------------------------ */
 
 static void give_slot_back(qw_prefix *c, uint32_t slot)
@@ -182,6 +215,7 @@ static void attach(qw_prefix *c, qw_prefix_node *n, uint32_t at, uint32_t slot, 
     c->unused_snaps = s->next;
     *s = (snapshot){.next = *link, .node = n, .at = at, .slot = slot, .used_us = used_us};
     *link = s;
+    note_unsaved(c, n, used_us);
     count_snapshot(n, 1);
     c->counts.n_snapshots++;
 }
@@ -224,7 +258,7 @@ static snapshot *worst_snapshot(const qw_prefix *c)
     int64_t least = 0;
     for (uint32_t i = 0; i < c->o.n_snapshots_max; i++) {
         snapshot *s = &c->snapshots[i];
-        if (!s->node) continue;
+        if (!s->node || s->keeping == BEING_SAVED) continue;
         int64_t score = snapshot_score(c, s);
         if (worst && score >= least) continue;
         worst = s;
@@ -307,6 +341,7 @@ static void forget_surplus(qw_prefix *c)
 static void take_page_from(qw_prefix *c, qw_prefix_node *n)
 {
     displace(c, n);
+    forget_unsaved(c, n);
     drop_snapshots(c, n);
     qw_page_drop(c->o.pool, n->page);
     n->page = QW_NO_PAGE;
@@ -323,6 +358,7 @@ static void give_page_to(qw_prefix *c, qw_prefix_node *n, uint32_t page)
     displace(c, n->parent);
     qw_page_keep(c->o.pool, page);
     n->page = page;
+    if (n->keeping == NOT_SAVED) note_unsaved(c, n, n->used_us);
     n->parent->n_with_pages++;
     c->counts.n_pages++;
     c->counts.n_remembered--;
@@ -339,6 +375,10 @@ static qw_prefix_node *new_node(qw_prefix *c, qw_prefix_node *parent, uint64_t h
                           .place = NO_PLACE, .depth = parent ? parent->depth + parent->n_tokens : 0};
     memcpy(n->tokens, tokens, n_tokens ? n_tokens * sizeof *n->tokens : QW_OWNER_BYTES);
     c->counts.n_remembered++;
+    if (is_indexed(n) && c->o.store) {
+        const qw_state_store *store = c->o.store;
+        n->id = parent ? store->child_id(store->ctx, parent->id, n->tokens, QW_KV_TILE) : store->root_id(store->ctx, tokens);
+    }
     if (is_indexed(n)) {
         n->bucket_next = *bucket_of(c, hash);
         *bucket_of(c, hash) = n;
@@ -433,21 +473,66 @@ static void touch(qw_prefix *c, qw_prefix_node *n, int64_t now_us)
     }
 }
 
+static void fill_history(const int32_t *tokens, uint32_t n, int32_t history[QW_SEQ_HISTORY])
+{
+    for (uint32_t i = 0; i < QW_SEQ_HISTORY; i++) history[i] = i < n ? tokens[n - 1 - i] : -1;
+}
+
+static const uint32_t *path_to(qw_prefix *c, const qw_prefix_node *n)
+{
+    for (; n->parent; n = n->parent) c->path[n->depth / QW_KV_TILE] = n->page;
+    return c->path;
+}
+
+static void pin(qw_prefix *c, qw_prefix_node *n)
+{
+    n->n_pins++;
+    place(c, n);
+}
+
+qw_prefix_node *qw_prefix_full_node(const qw_prefix_match *m, uint32_t *n_tokens)
+{
+    qw_prefix_node *n = m->node;
+    if (n->parent && (m->n_tokens < n->depth + n->n_tokens || n->n_tokens < QW_KV_TILE)) n = n->parent;
+    *n_tokens = n->depth + n->n_tokens;
+    return n;
+}
+
 qw_prefix_node *qw_prefix_continue(qw_prefix *c, const qw_prefix_match *m, const int32_t *tokens, qw_seq *seq,
                                    int64_t now_us)
 {
-    qw_prefix_node *tip = m->node;
     int32_t history[QW_SEQ_HISTORY];
-    for (uint32_t i = 0; i < QW_SEQ_HISTORY; i++) history[i] = i < m->n_tokens ? tokens[m->n_tokens - 1 - i] : -1;
-    for (const qw_prefix_node *n = m->node; n->parent; n = n->parent) c->path[n->depth / QW_KV_TILE] = n->page;
-    qw_seq_set(seq, c->path, m->n_tokens, m->snapshot, history);
+    uint32_t ignored;
+    fill_history(tokens, m->n_tokens, history);
+    qw_seq_set(seq, path_to(c, m->node), m->n_tokens, m->snapshot, history);
     touch(c, m->node, now_us);
     for (snapshot *s = m->node->snaps; s; s = s->next)
         if (s->slot == m->snapshot) s->used_us = now_us;
-    if (m->n_tokens < tip->depth + tip->n_tokens || tip->n_tokens < QW_KV_TILE) tip = tip->parent ? tip->parent : tip;
-    tip->n_pins++;
-    place(c, tip);
+    qw_prefix_node *tip = qw_prefix_full_node(m, &ignored);
+    pin(c, tip);
     return tip;
+}
+
+void qw_prefix_continue_at(qw_prefix *c, qw_prefix_node *full, const int32_t *tokens, qw_seq *seq, int64_t now_us)
+{
+    int32_t history[QW_SEQ_HISTORY];
+    fill_history(tokens, full->depth + full->n_tokens, history);
+    qw_seq_set_pages(seq, path_to(c, full), full->depth + full->n_tokens, history);
+    touch(c, full, now_us);
+    pin(c, full);
+}
+
+bool qw_prefix_find_full(const qw_prefix *c, const qw_prefix_node *root, const int32_t *tokens, uint32_t n, qw_prefix_match *out)
+{
+    qw_prefix_node *node = (qw_prefix_node *)(uintptr_t)root;
+    for (uint32_t depth = 0; node && depth < n; depth += QW_KV_TILE) node = full_child(c, node, tokens + depth);
+    *out = (qw_prefix_match){.node = node, .n_tokens = n, .snapshot = QW_NO_SLOT};
+    return node && (node->page != QW_NO_PAGE || !node->parent);
+}
+
+qw_state_id qw_prefix_id(const qw_prefix_node *full)
+{
+    return full->id;
 }
 
 /* ---- adding ----------------------------------------------------------------------------------------- */
@@ -457,7 +542,7 @@ static void absorb(qw_prefix *c, qw_prefix_node *n)
 {
     for (qw_prefix_node *s = n->parent->children, *next; s; s = next) {
         next = s->next;
-        if (s == n || s->n_tokens >= n->n_tokens || common(s->tokens, n->tokens, s->n_tokens) < s->n_tokens) continue;
+        if (s == n || s->n_pins > 0 || s->n_tokens >= n->n_tokens || common(s->tokens, n->tokens, s->n_tokens) < s->n_tokens) continue;
         while (s->snaps) {
             uint32_t at = s->snaps->at;
             int64_t used_us = s->snaps->used_us;
@@ -522,9 +607,80 @@ void qw_prefix_unpin(qw_prefix *c, qw_prefix_node *tip)
     forget_surplus(c);
 }
 
+/* ---- saving ------------------------------------------------------------------------------------------ */
+
+void qw_prefix_set_saved(qw_prefix *c, qw_prefix_node *full)
+{
+    full->keeping = SAVED;
+    if (!full->snaps) forget_unsaved(c, full);
+}
+
+/* source: a page, or with `snap` its state. The node stays until the operation is back. */
+static bool submit_save(qw_prefix *c, qw_prefix_node *n, snapshot *snap)
+{
+    const qw_state_store *store = c->o.store;
+    qw_state_op *op;
+    if (qw_state_op_create(QW_STATE_SAVE, n->parent->id, n->depth, n->tokens, snap ? snap->at : n->n_tokens, &op, NULL) != QW_OK)
+        return false;
+    op->snapshot = snap != NULL;
+    op->user = snap ? (void *)snap : (void *)n;
+    op->source = snap ? qw_slot_at(c->o.pool, snap->slot) : qw_page_at(c->o.pool, n->page);
+    if (!store->submit(store->ctx, op)) {
+        qw_state_op_free(op);
+        return false;
+    }
+    if (snap) snap->keeping = BEING_SAVED;
+    else n->keeping = BEING_SAVED;
+    c->counts.n_saving++;
+    pin(c, n);
+    return true;
+}
+
+/* True when the store has taken all of it. */
+static bool save_node(qw_prefix *c, qw_prefix_node *n)
+{
+    if (n->keeping == NOT_SAVED && !submit_save(c, n, NULL)) return false;
+    for (snapshot *s = n->snaps; s; s = s->next)
+        if (s->keeping == NOT_SAVED && !submit_save(c, n, s)) return false;
+    forget_unsaved(c, n);
+    return true;
+}
+
+void qw_prefix_save(qw_prefix *c, int64_t now_us, int64_t age_us)
+{
+    while (c->unsaved_first && now_us - c->unsaved_first->unsaved_us >= age_us)
+        if (!save_node(c, c->unsaved_first)) return;
+}
+
+void qw_prefix_take_saved(qw_prefix *c, qw_state_op *op)
+{
+    snapshot *snap = op->snapshot ? op->user : NULL;
+    qw_prefix_node *n = snap ? snap->node : op->user;
+    if (snap) snap->keeping = SAVED;
+    else n->keeping = SAVED;
+    c->counts.n_saving--;
+    if (op->status == QW_OK) c->counts.saved++;
+    else c->counts.save_failures++;
+    qw_state_op_free(op);
+    qw_prefix_unpin(c, n);
+}
+
+bool qw_prefix_has_unsaved(const qw_prefix *c)
+{
+    return c->unsaved_first != NULL || c->counts.n_saving > 0;
+}
+
+/* What was not saved yet is, before it goes, where the store takes it: it goes the next time then. */
+static bool goes_later(qw_prefix *c, qw_prefix_node *n)
+{
+    return n->unsaved && save_node(c, n) && n->n_pins > 0;
+}
+
 bool qw_prefix_free_pages(qw_prefix *c, uint32_t n)
 {
     while (qw_seq_pool_free_pages(c->o.pool) < n) {
+        if (c->pages.n == 0) return false;
+        if (goes_later(c, c->pages.node[0])) continue;
         if (c->pages.n == 0) return false;
         take_page_from(c, c->pages.node[0]);
         c->counts.pages_evicted++;
@@ -575,9 +731,21 @@ fail:
     return status;
 }
 
+/* The store is closed: its operations do not come back. */
+static void let_go(qw_prefix *c, qw_prefix_node *n)
+{
+    if (n->page == QW_NO_PAGE || n->n_pins == 0) return;
+    uint32_t n_saving = n->keeping == BEING_SAVED;
+    for (const snapshot *s = n->snaps; s; s = s->next) n_saving += s->keeping == BEING_SAVED;
+    c->counts.n_saving -= n_saving;
+    n->n_pins -= n_saving;
+    place(c, n);
+}
+
 void qw_prefix_destroy(qw_prefix *c)
 {
     if (!c) return;
+    for (uint32_t i = 0; c->counts.n_saving > 0 && i < c->n_nodes; i++) let_go(c, &c->nodes[i]);
     while (c->pages.n > 0) take_page_from(c, c->pages.node[0]);
     QW_ASSERT(c->counts.n_pages == 0 && c->n_slots_taken == 0); /* else something is still pinned */
     free(c->nodes);

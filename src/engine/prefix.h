@@ -23,6 +23,7 @@
 
 #include "base/siphash.h"
 #include "base/status.h"
+#include "engine/state_io.h"
 #include "model/seq.h"
 
 enum {
@@ -40,10 +41,11 @@ typedef struct qw_prefix_options {
     uint32_t n_pinned_max;     /* pins at the same time */
     uint32_t n_snapshots_max;  /* slots of the pool that snapshots may take; 0 for models without recurrent state */
     double us_per_token;       /* what computing a token of a prompt takes */
+    const qw_state_store *store; /* borrows; what is kept is also saved there. NULL: it is not */
 } qw_prefix_options;
 
 qw_status qw_prefix_create(const qw_prefix_options *o, qw_prefix **out, qw_err *err) QW_MUST_CHECK;
-void qw_prefix_destroy(qw_prefix *c); /* after everything was unpinned; drops all pages and snapshots */
+void qw_prefix_destroy(qw_prefix *c); /* after everything was unpinned and the store closed; drops all pages and snapshots */
 
 /* The owner's tree: pasts are shared among requests of one owner and never beyond. Valid while it is pinned or not empty. */
 qw_prefix_node *qw_prefix_root(qw_prefix *c, const uint8_t owner[QW_OWNER_BYTES], int64_t now_us);
@@ -62,6 +64,14 @@ void qw_prefix_find(const qw_prefix *c, const qw_prefix_node *root, const int32_
 qw_prefix_node *qw_prefix_continue(qw_prefix *c, const qw_prefix_match *m, const int32_t *tokens, qw_seq *seq,
                                    int64_t now_us);
 
+/* The deepest full node up to the match's end, and the number of tokens up to its own end. */
+qw_prefix_node *qw_prefix_full_node(const qw_prefix_match *m, uint32_t *n_tokens);
+/* The node that ends with just these n tokens, a multiple of the page's, if it is there with its page (or the root). */
+bool qw_prefix_find_full(const qw_prefix *c, const qw_prefix_node *root, const int32_t *tokens, uint32_t n, qw_prefix_match *out);
+qw_state_id qw_prefix_id(const qw_prefix_node *full); /* with a store */
+/* As qw_prefix_continue at the end of a full node, but for the recurrent state, which the caller fills in. Pins the node. */
+void qw_prefix_continue_at(qw_prefix *c, qw_prefix_node *full, const int32_t *tokens, qw_seq *seq, int64_t now_us);
+
 /* A snapshot that waits for the page under it to be added. */
 typedef struct qw_prefix_snap {
     uint32_t at;   /* 1..QW_KV_TILE: after so many tokens of the page */
@@ -76,6 +86,8 @@ qw_prefix_node *qw_prefix_add(qw_prefix *c, qw_prefix_node *tip, const int32_t *
 /* Takes a snapshot of the state at the end of tip, which has a page. */
 void qw_prefix_add_snapshot(qw_prefix *c, qw_prefix_node *tip, uint32_t slot, int64_t now_us);
 void qw_prefix_unpin(qw_prefix *c, qw_prefix_node *tip);
+/* The page of this full node came from the store. */
+void qw_prefix_set_saved(qw_prefix *c, qw_prefix_node *full);
 
 /* Gives pages up until n are free in the pool; false when what is pinned does not allow it. */
 bool qw_prefix_free_pages(qw_prefix *c, uint32_t n);
@@ -84,8 +96,16 @@ bool qw_prefix_free_pages(qw_prefix *c, uint32_t n);
 uint32_t qw_prefix_take_slot(qw_prefix *c);
 void qw_prefix_drop_slot(qw_prefix *c, uint32_t slot);
 
+/* Gives the store what has waited for age_us. Pages and snapshots stay while they are saved. */
+void qw_prefix_save(qw_prefix *c, int64_t now_us, int64_t age_us);
+/* Takes an operation of it back that was polled. */
+void qw_prefix_take_saved(qw_prefix *c, qw_state_op *op);
+bool qw_prefix_has_unsaved(const qw_prefix *c); /* or such that are being saved */
+
 typedef struct qw_prefix_counts {
     uint32_t n_pages, n_snapshots, n_remembered, n_roots;
+    uint32_t n_saving; /* operations of the store under way */
+    uint64_t saved, save_failures;
     uint64_t pages_evicted, snapshots_evicted;
     uint64_t snapshots_refused; /* no slot was to be had */
 } qw_prefix_counts;

@@ -215,11 +215,11 @@ void qw_seq_release(qw_seq *s)
     free(s);
 }
 
-void qw_seq_set(qw_seq *s, const uint32_t *page_ids, uint32_t n_tokens, uint32_t slot, const int32_t *history)
+void qw_seq_set_pages(qw_seq *s, const uint32_t *page_ids, uint32_t n_tokens, const int32_t *history)
 {
     qw_seq_pool *p = s->pool;
     uint32_t n_pages = (n_tokens + QW_KV_TILE - 1) / QW_KV_TILE;
-    QW_ASSERT(n_pages <= p->seq_pages_max && (slot != QW_NO_SLOT || n_tokens == 0 || !s->recurrent));
+    QW_ASSERT(n_pages <= p->seq_pages_max);
     for (uint32_t i = 0; i < n_pages; i++) qw_page_keep(p, page_ids[i]); /* before any is dropped: they may be the same */
     drop_pages(s, 0);
     for (uint32_t i = 0; i < n_pages; i++) {
@@ -229,6 +229,13 @@ void qw_seq_set(qw_seq *s, const uint32_t *page_ids, uint32_t n_tokens, uint32_t
     s->n_pages = n_pages;
     s->n_tokens = n_tokens;
     memcpy(s->history, history, sizeof s->history);
+}
+
+void qw_seq_set(qw_seq *s, const uint32_t *page_ids, uint32_t n_tokens, uint32_t slot, const int32_t *history)
+{
+    qw_seq_pool *p = s->pool;
+    QW_ASSERT(slot != QW_NO_SLOT || n_tokens == 0 || !s->recurrent);
+    qw_seq_set_pages(s, page_ids, n_tokens, history);
     if (!s->recurrent) return;
     if (slot == QW_NO_SLOT) memset(s->recurrent, 0, p->o.recurrent_bytes);
     else memcpy(s->recurrent, qw_slot_at(p, slot), p->o.recurrent_bytes);

@@ -50,6 +50,8 @@ void qw_seq_release(qw_seq *seq);
 /* Puts the sequence into a state that was kept: n_tokens positions on page_ids [pages of n_tokens], which it shares;
  * the recurrent state of that position is copied from `slot` (QW_NO_SLOT without one). `history`: as in qw_seq. */
 void qw_seq_set(qw_seq *seq, const uint32_t *page_ids, uint32_t n_tokens, uint32_t slot, const int32_t *history);
+/* The same without the recurrent state, which is then the caller's to fill in. */
+void qw_seq_set_pages(qw_seq *seq, const uint32_t *page_ids, uint32_t n_tokens, const int32_t *history);
 /* Its recurrent state becomes that of *slot, whose place the old one takes. */
 void qw_seq_swap_slot(qw_seq *seq, uint32_t *slot);
 /* Gives all pages back, reserved ones too. To begin anew: qw_seq_set. */

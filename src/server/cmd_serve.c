@@ -74,7 +74,7 @@ static int serve(const serve_options *o)
 
 int qw_cmd_serve(int argc, char **argv)
 {
-    serve_options o = {.host = "127.0.0.1", .port = 8080};
+    serve_options o = {.model = {.saves_state = true}, .host = "127.0.0.1", .port = 8080};
     const qw_cli_opt opts[] = {
         {0, "host", QW_CLI_STR, &o.host, "HOST", "address or name to listen on (127.0.0.1)", 0, 0},
         {0, "port", QW_CLI_INT, &o.port, "N", "port; 0 takes a free one (8080)", 0, 65535},
@@ -86,6 +86,7 @@ int qw_cmd_serve(int argc, char **argv)
         {0, "parallel", QW_CLI_INT, &o.model.n_parallel, "N", "answers at the same time; others wait (8)", 1, 64},
         {0, "verbose", QW_CLI_FLAG, &o.verbose, NULL, "a line on standard error for every request", 0, 0},
         QW_CLI_MODEL_OPTS(&o.model),
+        QW_CLI_STATE_OPTS(&o.model),
     };
     const qw_cli_spec spec = {
         .name = "serve",

@@ -73,7 +73,8 @@ json_t *qw_chat_cache(const qw_event *done)
 {
     static const char *const misses[] = {"none", "unknown", "evicted", "no_snapshot"};
     const qw_cache_use *c = &done->cache;
-    return json_pack("{s:I, s:I, s:s, s:{s:I, s:I, s:I}}", "reused_tokens", (json_int_t)done->usage.cached_tokens,
+    return json_pack("{s:I, s:I, s:I, s:s, s:{s:I, s:I, s:I}}", "reused_tokens",
+                     (json_int_t)done->usage.cached_tokens, "restored_tokens", (json_int_t)c->restored_tokens,
                      "computed_tokens", (json_int_t)done->usage.computed_tokens, "miss", misses[c->miss],
                      "same_as_known", "tokens", (json_int_t)c->known_tokens, "messages", (json_int_t)c->known_messages,
                      "bytes_of_next", (json_int_t)c->known_bytes);

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fake_state.h"
 #include "model.h"
 
 enum {
@@ -49,6 +50,15 @@ typedef struct world {
     qw_seq_pool *pool;
     qw_core *core;
     qw_event_queue events;
+    fake_state *disk;     /* NULL: there is none */
+    qw_state_store store;
+    fake_state_options disk_options;
+    bool reliable;        /* nothing gets lost there */
+    uint64_t n_rows_counted; /* by cores that are gone */
+    bool promises;        /* nothing was lost so far, but what the core says it gave up */
+    qw_core_options options;
+    uint32_t n_pages;
+    uint64_t n_restored, n_restarts;
     int64_t now_us;
     sim_model *model;
     uint64_t hashes[256]; /* of rows of logits, in the order in which their tokens are drawn */
@@ -296,7 +306,7 @@ static void check_answer(world *w, client *c, qw_finish finish)
 static void check_promise(world *w, const client *c, const qw_usage *u)
 {
     uint32_t common = 0, most = c->n_prompt - 1, promised, edge = 0;
-    if (c->evicted_before != n_evicted(w) || c->evicted_before > 0 || (w->recurrent && w->n_snapshots == 0)) return;
+    if (!w->promises || c->evicted_before != n_evicted(w) || c->evicted_before > 0 || (w->recurrent && w->n_snapshots == 0)) return;
     while (common < c->n_forwarded && common < c->n_prompt && c->forwarded[common] == c->tokens[common]) common++;
     promised = common;
     if (w->recurrent && common < c->n_forwarded) {
@@ -376,6 +386,62 @@ static void must(qw_status status, const qw_err *err)
     exit(1);
 }
 
+/* A disk that is slow, and in half of the worlds bad: it refuses, fails, loses and damages. */
+static void open_disk(world *w)
+{
+    w->reliable = chance(50);
+    fake_state_options o = {.seed = w->seed, .delay_us_max = below(200000)};
+    if (!w->reliable) {
+        o.n_pieces_max = chance(50) ? 20 + below(100) : 0;
+        o.refuse_permille = below(100);
+        o.fail_permille = below(100);
+        o.lose_permille = below(50);
+        o.damage_permille = below(100);
+    }
+    w->disk_options = o;
+}
+
+/* Whose clock goes on while its core waits for the disk. */
+static world *waiting;
+
+static bool wait_for_disk(void *disk, int64_t timeout_us)
+{
+    int64_t next_us = fake_state_next_us(disk), until_us = waiting->now_us + timeout_us;
+    waiting->now_us = next_us < until_us ? next_us > waiting->now_us ? next_us : waiting->now_us : until_us;
+    fake_state_set_now(disk, waiting->now_us);
+    return true;
+}
+
+static void open_core(world *w)
+{
+    qw_err err;
+    uint32_t n_slots = (w->guesses ? 2 : 1) * w->options.n_lanes + w->n_snapshots;
+    w->pool = w->model->open_run(w->model, w->seed, w->n_pages, n_slots, w->options.n_rows_max, CONTEXT);
+    w->recurrent = w->model->recurrent;
+    w->options.pool = w->pool;
+    if (w->disk_options.delay_us_max > 0 && !w->disk) {
+        w->disk_options.page_bytes = qw_page_bytes(w->pool);
+        w->disk_options.recurrent_bytes = qw_seq_pool_get_options(w->pool)->recurrent_bytes;
+        w->disk = fake_state_create(&w->disk_options);
+        w->store = fake_state_store(w->disk);
+        w->store.wait = wait_for_disk;
+        waiting = w;
+    }
+    w->options.store = w->disk ? &w->store : NULL;
+    must(qw_core_create(&w->options, &w->core, &err), &err);
+}
+
+static void close_core(world *w)
+{
+    qw_core_counts counts;
+    qw_core_get_counts(w->core, &counts);
+    w->n_restored += counts.restored_tokens;
+    w->n_rows_counted += counts.rows;
+    if (w->disk) fake_state_drop_ops(w->disk);
+    qw_core_destroy(w->core);
+    w->model->close_run(w->model); /* asserts that every page and slot came back */
+}
+
 static void open_world(world *w, uint64_t seed)
 {
     qw_err err;
@@ -386,17 +452,17 @@ static void open_world(world *w, uint64_t seed)
     uint32_t n_pages = context_pages + 1 + below(chance(50) ? 10 : 1500);
     w->n_snapshots = below(chance(50) ? 6 : snapshots_max);
     uint32_t n_rows_max = n_lanes + 2 * QW_ANSWER_ROWS + below(chance(50) ? 40 : 400);
-    w->pool = w->model->open_run(w->model, seed, n_pages, (w->guesses ? 2 : 1) * n_lanes + w->n_snapshots, n_rows_max, CONTEXT);
-    w->recurrent = w->model->recurrent;
     must(qw_events_init(&w->events, &err), &err);
     const qw_guesser guesser = {.ctx = w, .begin = fake_begin, .guess = fake_guess, .advance = fake_advance};
-    const qw_core_options o = {
+    w->options = (qw_core_options){
         .compute = {.ctx = w, .forward = forward, .logits = logits, .failed = fake_failed, .clock_us = fake_clock},
-        .guesser = w->guesses ? guesser : (qw_guesser){0},
-        .pool = w->pool, .events = &w->events, .n_vocab = w->model->n_vocab, .context = CONTEXT, .n_lanes = n_lanes,
-        .n_rows_max = n_rows_max, .n_snapshots = w->n_snapshots, .us_per_row = 1 + below(5000),
-        .key = {{seed, 2}}, .ended = job_ended, .ended_ctx = w};
-    must(qw_core_create(&o, &w->core, &err), &err);
+        .guesser = w->guesses ? guesser : (qw_guesser){0}, .events = &w->events, .n_vocab = w->model->n_vocab,
+        .context = CONTEXT, .n_lanes = n_lanes, .n_rows_max = n_rows_max, .n_snapshots = w->n_snapshots,
+        .us_per_row = 1 + below(5000), .key = {{seed, 2}}, .ended = job_ended, .ended_ctx = w};
+    w->n_pages = n_pages;
+    w->promises = true;
+    if (chance(50)) open_disk(w);
+    open_core(w);
     w->n_clients = w->n_live = 1 + below(clients_max);
     w->clients = calloc(w->n_clients, sizeof *w->clients);
     for (uint32_t i = 0; i < w->n_clients; i++) {
@@ -410,9 +476,9 @@ static void open_world(world *w, uint64_t seed)
 
 static void close_world(world *w)
 {
-    qw_core_destroy(w->core);
+    close_core(w);
     take_events(w);
-    w->model->close_run(w->model); /* asserts that every page and slot came back */
+    if (w->disk) fake_state_destroy(w->disk);
     qw_events_free(&w->events);
     free(w->clients);
 }
@@ -428,6 +494,24 @@ static bool clients_act(world *w)
         any = any || c->state == CLIENT_WAITS;
     }
     return any;
+}
+
+/* The process ends, in good order or not, and another one begins. */
+static void restart(world *w)
+{
+    bool in_order = chance(50);
+    if (in_order) {
+        qw_core_finish(w->core, 1000000000);
+        take_events(w);
+    }
+    bool unsaved = qw_core_has_unsaved(w->core);
+    w->promises = w->promises && in_order && w->disk && w->reliable && !unsaved && n_evicted(w) == 0;
+    close_core(w);
+    take_events(w);
+    w->n_hashes = w->n_hashes_taken = 0;
+    w->n_restarts++;
+    if (w->verbose) printf("%lld us: restart%s, promises %d\n", (long long)w->now_us, in_order ? " in order" : "", w->promises);
+    open_core(w);
 }
 
 static void pass_time(world *w)
@@ -450,17 +534,24 @@ static bool run_seed(sim_model *model, uint64_t seed, bool verbose)
             pass_time(&w);
             continue;
         }
-        qw_core_step(w.core);
+        if (below(3000) < (w.disk ? 20 : 2)) restart(&w);
+        if (w.disk) fake_state_set_now(w.disk, w.now_us);
+        qw_step done = qw_core_step(w.core);
+        if (done == QW_STEP_WAITS && fake_state_next_us(w.disk) == INT64_MAX) FAIL(&w, "it waits for nothing");
+        if (done == QW_STEP_WAITS && fake_state_next_us(w.disk) > w.now_us) w.now_us = fake_state_next_us(w.disk);
         take_events(&w);
         qw_core_check(w.core);
-        idle = w.n_rows == rows && !qw_core_idle(w.core) ? idle + 1 : 0;
+        idle = w.n_rows == rows && done != QW_STEP_WAITS && !qw_core_idle(w.core) ? idle + 1 : 0;
         if (idle > 3) FAIL(&w, "nothing is computed while requests wait");
         if (step > STEPS_MAX) FAIL(&w, "no end after %d steps", STEPS_MAX);
         w.now_us += 10;
     }
     qw_core_get_counts(w.core, &counts);
-    if (!w.failed && counts.rows != w.n_rows) FAIL(&w, "the engine counts %llu rows, the model %llu",
-                                                   (unsigned long long)counts.rows, (unsigned long long)w.n_rows);
+    if (!w.failed && counts.rows + w.n_rows_counted != w.n_rows)
+        FAIL(&w, "the engine counts %llu rows, the model %llu", (unsigned long long)(counts.rows + w.n_rows_counted),
+             (unsigned long long)w.n_rows);
+    if (verbose) printf("%llu restarts, %llu tokens restored; ", (unsigned long long)w.n_restarts,
+                        (unsigned long long)(w.n_restored + counts.restored_tokens));
     if (verbose) printf("%llu steps, %llu rows, %llu of %llu prompt tokens reused, %llu preemptions, %llu pages evicted\n",
                         (unsigned long long)counts.steps, (unsigned long long)counts.rows,
                         (unsigned long long)counts.reused_tokens, (unsigned long long)counts.prompt_tokens,

@@ -27,13 +27,13 @@ enum {
     NGRAMS_MAX = 3,                               /* guesses after one token */
     GUESSES_MAX = (QW_DRAFT_NODES_MAX + 1) * (NGRAMS_MAX + QW_SUCCESSORS) + QW_DRAFT_MODEL_DEPTH,
     WEIGHT_BEGIN = 16,       /* what others have learned counts as so many trials of a new sequence */
-    WEIGHT_MAX = 64,        /* older trials of a sequence fade */
+    WEIGHT_MAX = 32,        /* older trials of a sequence fade */
     WEIGHT_ALL_MAX = 1000,  /* of all sequences together */
     PLAIN_EVERY = 64,       /* steps, one without a draft: what it costs stays known */
     MODEL_EVERY = 64        /* steps, one with the other model: how good it is stays known */
 };
 
-static const double worth_it = 1.02; /* gain that a draft must promise: costs are not known better */
+static const double gain_min = 0.02; /* tokens that a draft must promise beyond what it costs, which is not known better */
 
 typedef struct estimate {
     float p, weight; /* of so many trials */
@@ -269,8 +269,8 @@ typedef struct choice {
 static choice choose(const qw_draft *d, const qw_draft_ask *ask)
 {
     const qw_draft_cost *cost = &d->all->cost;
-    double plain = (ask->n_expected + 1) / qw_draft_cost_us(cost, ask->n_rows + 1), sum = 1;
-    choice best = {.n_expected = 1, .rate = plain * worth_it};
+    double plain = (ask->n_expected + 1 + gain_min) / qw_draft_cost_us(cost, ask->n_rows + 1), sum = 1;
+    choice best = {.n_expected = 1, .rate = plain};
     for (uint32_t n = 1; n <= d->n_taken; n++) {
         sum += (double)d->guesses[d->taken[n - 1]].p;
         double rate = (ask->n_expected + sum) / qw_draft_cost_us(cost, ask->n_rows + 1 + n);

@@ -226,7 +226,7 @@ BAD = [  # what is added to a good request, the field that is blamed
     ({"enable_thinking": "no"}, "enable_thinking"), ({"reasoning_effort": "much"}, "reasoning_effort"),
     ({"preserve_thinking": 1}, "preserve_thinking"), ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     ({"chat_template_kwargs": {"enable_thinking": 0}}, "chat_template_kwargs.enable_thinking"),
-    ({"tool_choice": "required"}, "tool_choice"), ({"parallel_tool_calls": 0}, "parallel_tool_calls"), ({"response_format": {"type": "json_object"}}, "response_format"),
+    ({"tool_choice": "must"}, "tool_choice"), ({"parallel_tool_calls": 0}, "parallel_tool_calls"), ({"response_format": {"type": "json"}}, "response_format"),
     ({"functions": []}, "functions"), ({"modalities": ["text", "audio"]}, "modalities"), ({"model": 5}, "model"),
     ({"model": "a\0b"}, "model"), ({"stop": "a\0b"}, "stop"), ({"messages": []}, "messages"),
     ({"messages": None}, "messages"), ({"messages": "Hello"}, "messages"),

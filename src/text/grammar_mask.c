@@ -27,14 +27,17 @@ enum {
 
 /* A byte of the tree. */
 typedef struct trie_node {
-    uint32_t skip;  /* the node behind all that begin with this one */
-    int32_t token;  /* that ends here, -1: none */
+    uint32_t skip;   /* the node behind all that begin with this one */
+    uint32_t before; /* tokens of the nodes before this one */
+    int32_t token;   /* that ends here, -1: none */
     uint8_t byte;
-    uint8_t depth;  /* 0: the first byte of a token */
+    uint8_t depth;   /* 0: the first byte of a token */
+    bool plain;      /* all tokens from here to skip are */
 } trie_node;
 
 typedef struct trie_part {
-    trie_node *nodes; /* owns */
+    trie_node *nodes; /* owns: [n + 1] */
+    int32_t *order;   /* owns: the tokens in the order of their nodes */
     uint32_t n;
 } trie_part;
 
@@ -43,6 +46,7 @@ struct qw_token_trie {
     size_t n_vocab, n_words;
     trie_part all;       /* every token of bytes */
     trie_part others;    /* those that are not plain */
+    trie_part longs;     /* plain ones of more than GRAMMAR_ROOM_MIN characters */
     uint32_t *plain;     /* owns: [n_lengths][n_words], plain tokens of at most so many characters */
     uint16_t *lengths;   /* owns: [n_lengths], rising */
     uint32_t n_lengths;
@@ -90,26 +94,46 @@ static void lay_tree(trie_part *part, const token_text *texts, size_t n)
     end_nodes(part, open, 0, depth);
 }
 
-static qw_status make_tree(trie_part *part, const token_text *texts, size_t n, qw_err *err)
-{
-    size_t bytes = 0;
-    for (size_t i = 0; i < n; i++) bytes += texts[i].n;
-    QW_TRY(qw_alloc(&part->nodes, bytes, sizeof *part->nodes, "the tree of tokens", err));
-    lay_tree(part, texts, n);
-    return QW_OK;
-}
-
-/* Number of characters of a token that is whole UTF-8 without controls, quotes, backslashes and <; 0: it is not. */
+/* Number of characters of a token of ordinary ones (grammar_prune.c has the same list); 0: it holds others. */
 static uint32_t plain_length(const token_text *t)
 {
     uint32_t n = 0;
     for (uint32_t i = 0; i < t->n; n++) {
         uint32_t cp;
         int len = qw_utf8_decode((const char *)t->s + i, t->n - i, &cp);
-        if (len == 0 || cp < ' ' || cp == '"' || cp == '\\' || cp == '<') return 0;
+        if (len == 0 || cp < ' ' || cp == '"' || cp == '\\' || cp == '<' || cp == 0x2028 || cp == 0x2029) return 0;
         i += (uint32_t)len;
     }
     return n;
+}
+
+/* Marks the nodes below which all tokens are plain, and puts the tokens in order. */
+static void mark_plain(trie_part *part, const token_text *texts, size_t n)
+{
+    uint32_t tokens = 0;
+    for (uint32_t i = 0; i < part->n; i++) {
+        part->nodes[i].before = tokens;
+        if (part->nodes[i].token >= 0) part->order[tokens++] = part->nodes[i].token;
+    }
+    part->nodes[part->n].before = tokens;
+    for (uint32_t i = part->n; i-- > 0;) { /* texts are in the same order as the nodes that end them */
+        trie_node *t = &part->nodes[i];
+        t->plain = t->token < 0 || plain_length(&texts[t->before]) > 0;
+        for (uint32_t child = i + 1; t->plain && child < t->skip; child = part->nodes[child].skip)
+            t->plain = part->nodes[child].plain;
+    }
+    QW_ASSERT(tokens == n);
+}
+
+static qw_status make_tree(trie_part *part, const token_text *texts, size_t n, qw_err *err)
+{
+    size_t bytes = 1;
+    for (size_t i = 0; i < n; i++) bytes += texts[i].n;
+    QW_TRY(qw_alloc(&part->nodes, bytes, sizeof *part->nodes, "the tree of tokens", err));
+    QW_TRY(qw_alloc(&part->order, n, sizeof *part->order, "the tree of tokens", err));
+    lay_tree(part, texts, n);
+    mark_plain(part, texts, n);
+    return QW_OK;
 }
 
 /* Masks of plain tokens by length; counts[k]: tokens of k characters. */
@@ -158,8 +182,8 @@ qw_status qw_token_trie_create(const qw_tokenizer *t, qw_token_trie **out, qw_er
 {
     uint32_t counts[QW_MASKED_TOKEN_BYTES_MAX + 1] = {0};
     qw_token_trie *trie = NULL;
-    token_text *texts = NULL;
-    size_t n_vocab = qw_tokenizer_n_vocab(t), n, n_others = 0;
+    token_text *texts = NULL, *chosen = NULL;
+    size_t n_vocab = qw_tokenizer_n_vocab(t), n, n_others = 0, n_longs = 0;
     qw_status status;
     *out = NULL;
     QW_TRY(qw_alloc(&trie, 1, sizeof *trie, "the tree of tokens", err));
@@ -172,15 +196,21 @@ qw_status qw_token_trie_create(const qw_tokenizer *t, qw_token_trie **out, qw_er
     for (size_t i = 0; i < n; i++) counts[plain_length(&texts[i])]++;
     QW_TRY_GOTO(make_tree(&trie->all, texts, n, err));
     QW_TRY_GOTO(make_plain(trie, texts, n, counts, err));
+    QW_TRY_GOTO(qw_alloc(&chosen, n, sizeof *chosen, "the tree of tokens", err));
     for (size_t i = 0; i < n; i++)
-        if (plain_length(&texts[i]) == 0) texts[n_others++] = texts[i];
-    QW_TRY_GOTO(make_tree(&trie->others, texts, n_others, err));
+        if (plain_length(&texts[i]) == 0) chosen[n_others++] = texts[i];
+    QW_TRY_GOTO(make_tree(&trie->others, chosen, n_others, err));
+    for (size_t i = 0; i < n; i++)
+        if (plain_length(&texts[i]) > GRAMMAR_ROOM_MIN) chosen[n_longs++] = texts[i];
+    QW_TRY_GOTO(make_tree(&trie->longs, chosen, n_longs, err));
     QW_TRY_GOTO(find_ends(trie, err));
     free(texts);
+    free(chosen);
     *out = trie;
     return QW_OK;
 fail:
     free(texts);
+    free(chosen);
     qw_token_trie_destroy(trie);
     return status;
 }
@@ -188,8 +218,11 @@ fail:
 void qw_token_trie_destroy(qw_token_trie *trie)
 {
     if (!trie) return;
-    free(trie->all.nodes);
-    free(trie->others.nodes);
+    trie_part *parts[] = {&trie->all, &trie->others, &trie->longs};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) {
+        free(parts[i]->nodes);
+        free(parts[i]->order);
+    }
     free(trie->plain);
     free(trie->lengths);
     free(trie->ends);
@@ -374,7 +407,6 @@ static inline uint32_t look_ahead(qw_masker *w, const match_run *r, const match_
     if ((s->flags & STATE_ACCEPT) && h->node && match_admits(g, r->nodes[h->node].ret, byte)) return ROW_HARD;
     if (row->state != h->state || row->serial != g->serial) fill_row(row, g, h->state);
     if (r->nodes[h->node].depth + row->need > QW_GRAMMAR_DEPTH_MAX) return ROW_HARD;
-    if (row->to[byte] == ROW_HARD && match_stays(r, h, byte)) return h->state;
     return row->to[byte];
 }
 
@@ -408,6 +440,22 @@ static inline bool step(qw_masker *w, match_run *r, walk_levels *l, uint32_t d, 
     return l->end[d + 1] > to;
 }
 
+/* Ordinary characters that a head takes for sure. */
+static uint32_t room_of(const qw_grammar *g, const match_head *h)
+{
+    const grammar_state *s = &g->states[h->state];
+    if (!(s->flags & STATE_ABSORBS)) return 0;
+    return !(s->flags & STATE_COUNT) ? s->room : s->hi == GRAMMAR_UNLIMITED ? FAR : (uint32_t)s->hi - h->a;
+}
+
+/* Does one of the heads behind a byte at depth d take any ordinary characters? */
+static inline bool takes_plain(const qw_masker *w, const match_run *r, const walk_levels *l, uint32_t d)
+{
+    for (uint32_t i = l->begin[d + 1]; i < l->end[d + 1]; i++)
+        if (room_of(r->g, &w->heads[i]) >= FAR) return true;
+    return false;
+}
+
 /* Sets the bits of the tokens of a tree that heads[0, n) can take. */
 static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, uint32_t *bits)
 {
@@ -419,10 +467,14 @@ static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, 
         const trie_node *t = &part->nodes[i];
         if (!step(w, r, &l, t->depth, t->byte)) {
             i = t->skip;
-            continue;
+        } else if (t->plain && takes_plain(w, r, &l, t->depth)) { /* all that begin with this */
+            for (uint32_t k = t->before; k < part->nodes[t->skip].before; k++)
+                bits[part->order[k] / 32] |= UINT32_C(1) << part->order[k] % 32;
+            i = t->skip;
+        } else {
+            if (t->token >= 0) bits[t->token / 32] |= UINT32_C(1) << t->token % 32;
+            i++;
         }
-        if (t->token >= 0) bits[t->token / 32] |= UINT32_C(1) << t->token % 32;
-        i++;
     }
     r->n_nodes = l.nodes[0];
     r->closed = r->at_begin = false;
@@ -450,14 +502,26 @@ static void set_specials(const qw_grammar *g, const match_head *heads, uint32_t 
     }
 }
 
-/* Plain tokens that a head can take wholly; false where ordinary characters are nothing special to it. */
-static bool set_plain_of(const qw_masker *w, const qw_grammar *g, const match_head *h, uint32_t *bits)
+/* Which part of the tokens a head is tried with, beside the plain ones that it takes for sure. */
+typedef enum tried { TRIED_ALL = 0, TRIED_OTHERS, TRIED_OTHERS_AND_LONGS } tried;
+
+static tried tried_with(const qw_grammar *g, const match_head *h)
 {
     const grammar_state *s = &g->states[h->state];
-    bool counted = (s->flags & STATE_COUNT) && s->hi != GRAMMAR_UNLIMITED;
-    if (!(s->flags & STATE_ABSORBS)) return false;
-    set_plain(w->trie, counted ? (uint32_t)(s->hi - h->a) : FAR, bits);
-    return true;
+    if (!(s->flags & STATE_ABSORBS)) return TRIED_ALL;
+    return (s->flags & STATE_COUNT) || s->room >= FAR ? TRIED_OTHERS : TRIED_OTHERS_AND_LONGS;
+}
+
+/* Walks one tree with those of heads[0, n) that are tried with it. */
+static void walk_with(qw_masker *w, match_run *r, const trie_part *part, const match_head *heads, uint32_t n, tried from,
+                      tried to, uint32_t *bits)
+{
+    uint32_t chosen = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        tried kind = tried_with(r->g, &heads[i]);
+        if (kind >= from && kind <= to) w->heads[chosen++] = heads[i];
+    }
+    if (chosen > 0) walk(w, r, part, chosen, bits);
 }
 
 /* All that calls and returns lead to is looked up once, at the beginning of the tokens. Heads to which ordinary
@@ -465,15 +529,13 @@ static bool set_plain_of(const qw_masker *w, const qw_grammar *g, const match_he
 static void compute(qw_masker *w, match_run *r, const qw_matcher *m, uint32_t *bits)
 {
     match_head heads[MATCH_WORK_MAX];
-    uint32_t n = match_closure(r, m->heads, m->n_heads, heads), others = 0, all = 0;
+    uint32_t n = match_closure(r, m->heads, m->n_heads, heads);
     memset(bits, 0, w->trie->n_words * sizeof *bits);
     set_specials(m->g, heads, n, bits);
-    for (uint32_t i = 0; i < n; i++)
-        if (set_plain_of(w, m->g, &heads[i], bits)) w->heads[others++] = heads[i];
-    if (others > 0) walk(w, r, &w->trie->others, others, bits);
-    for (uint32_t i = 0; i < n; i++)
-        if (!(m->g->states[heads[i].state].flags & STATE_ABSORBS)) w->heads[all++] = heads[i];
-    if (all > 0) walk(w, r, &w->trie->all, all, bits);
+    for (uint32_t i = 0; i < n; i++) set_plain(w->trie, room_of(m->g, &heads[i]), bits);
+    walk_with(w, r, &w->trie->all, heads, n, TRIED_ALL, TRIED_ALL, bits);
+    walk_with(w, r, &w->trie->others, heads, n, TRIED_OTHERS, TRIED_OTHERS_AND_LONGS, bits);
+    walk_with(w, r, &w->trie->longs, heads, n, TRIED_OTHERS_AND_LONGS, TRIED_OTHERS_AND_LONGS, bits);
 }
 
 void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits)

@@ -194,19 +194,6 @@ static int simple_byte(const match_run *r, const match_head *in, uint8_t byte, m
     return r->nodes[in->node].depth + to->need <= QW_GRAMMAR_DEPTH_MAX;
 }
 
-static inline bool is_plain(uint8_t c)
-{
-    return c >= ' ' && c < 0x80 && c != '"' && c != '\\' && c != '<';
-}
-
-bool match_stays(const match_run *r, const match_head *h, uint8_t byte)
-{
-    const grammar_state *s = &r->g->states[h->state];
-    if (!is_plain(byte) || !(s->flags & STATE_ABSORBS) || ((s->flags & STATE_COUNT) && s->hi != GRAMMAR_UNLIMITED)) return false;
-    if ((s->flags & STATE_COUNT) && h->a < s->lo) return false;
-    return !(s->flags & STATE_CALLS) && (!(s->flags & STATE_ACCEPT) || h->node == 0 || !match_admits(r->g, r->nodes[h->node].ret, byte));
-}
-
 uint32_t match_byte(match_run *r, const match_head *in, uint32_t n, uint8_t byte, match_head *out)
 {
     match_head work[MATCH_WORK_MAX];

@@ -24,7 +24,9 @@ enum {
     GRAMMAR_COUNT_MAX = 65534,       /* counted items of a frame */
     GRAMMAR_UNLIMITED = 65535,
     GRAMMAR_INDENT_MAX = 64,         /* spaces after a line break between tokens of JSON */
-    GRAMMAR_NEED_NEVER = 60000       /* no depth is enough */
+    GRAMMAR_NEED_NEVER = 60000,      /* no depth is enough */
+    GRAMMAR_ROOM_MAX = QW_MASKED_TOKEN_BYTES_MAX,
+    GRAMMAR_ROOM_MIN = 16            /* less than this is not worth a way of its own */
 };
 
 /* ---- expressions ------------------------------------------------------------------------------ */
@@ -249,7 +251,7 @@ enum {
     STATE_ACCEPT = 1,
     STATE_COUNT = 2,   /* entering it counts */
     STATE_TAIL = 4,    /* accepts, and nothing follows: a frame for it is not needed */
-    STATE_ABSORBS = 8, /* ordinary characters lead back to it */
+    STATE_ABSORBS = 8, /* takes ordinary characters, whatever they are: as many as fit into its count, or `room` */
     STATE_KEY = 16,    /* inside the quotes of a key */
     STATE_OPENED = 32, /* behind the { of an object */
     STATE_OPEN_KEY = 64, /* behind a key that the schema does not name */
@@ -263,6 +265,7 @@ typedef struct grammar_state {
     uint16_t lo, hi;       /* counted states; KEY: lo is 1 + entry of the key that ends here, 0: none */
     uint16_t need;         /* frames that it takes, at least, to get to the end of the rule */
     uint16_t flags;
+    uint16_t room;         /* ABSORBS, not counted: of characters; GRAMMAR_ROOM_MAX: any number */
     uint32_t object;       /* 1 + index, states of objects */
 } grammar_state;
 
@@ -369,8 +372,6 @@ static inline bool match_admits(const qw_grammar *g, uint32_t state, int byte)
 {
     return byte < 0 || g->nullable[state] || (g->first[state][byte / 64] >> byte % 64 & 1);
 }
-/* Is the byte an ordinary ASCII character that leaves this head where it is, and leads nowhere else? */
-bool match_stays(const match_run *r, const match_head *h, uint8_t byte);
 /* All heads that calls and returns lead to without a byte: MATCH_WORK_MAX places. */
 uint32_t match_closure(match_run *r, const match_head *in, uint32_t n, match_head *out);
 bool match_may_end(const match_run *r, const match_head *heads, uint32_t n);

@@ -285,47 +285,74 @@ static void count_parts(qw_grammar *g)
     }
 }
 
-/* ---- states that ordinary characters do not leave --------------------------------------------- */
+/* ---- ordinary characters ---------------------------------------------------------------------- */
 
-/* Do all bytes lo to hi lead from s to one state, and to which? 0: no. */
-static uint32_t all_to(const qw_grammar *g, uint32_t s, unsigned lo, unsigned hi)
+/* Ordinary characters, as ranges of their bytes: all but controls, quotes, backslashes, < and, because patterns leave
+ * them out of ".", U+2028 and U+2029. */
+typedef struct byte_range {
+    uint8_t lo, hi;
+} byte_range;
+static const struct {
+    int n;
+    byte_range bytes[4];
+} plain[] = {
+    {1, {{' ', '!'}}},  {1, {{'#', ';'}}},  {1, {{'=', '['}}},  {1, {{']', 0x7F}}},
+    {2, {{0xC2, 0xDF}, {0x80, 0xBF}}},
+    {3, {{0xE0, 0xE0}, {0xA0, 0xBF}, {0x80, 0xBF}}}, {3, {{0xE1, 0xE1}, {0x80, 0xBF}, {0x80, 0xBF}}},
+    {3, {{0xE2, 0xE2}, {0x80, 0x80}, {0x80, 0xA7}}}, {3, {{0xE2, 0xE2}, {0x80, 0x80}, {0xAA, 0xBF}}},
+    {3, {{0xE2, 0xE2}, {0x81, 0xBF}, {0x80, 0xBF}}}, {3, {{0xE3, 0xEC}, {0x80, 0xBF}, {0x80, 0xBF}}},
+    {3, {{0xED, 0xED}, {0x80, 0x9F}, {0x80, 0xBF}}}, {3, {{0xEE, 0xEF}, {0x80, 0xBF}, {0x80, 0xBF}}},
+    {4, {{0xF0, 0xF0}, {0x90, 0xBF}, {0x80, 0xBF}, {0x80, 0xBF}}},
+    {4, {{0xF1, 0xF3}, {0x80, 0xBF}, {0x80, 0xBF}, {0x80, 0xBF}}},
+    {4, {{0xF4, 0xF4}, {0x80, 0x8F}, {0x80, 0xBF}, {0x80, 0xBF}}},
+};
+
+/* The least room behind n bytes from s, each in its range; 0: some of them lead nowhere. Edges with conditions count
+ * when they lead back to home, where the conditions are the same. */
+static uint32_t room_behind(const qw_grammar *g, uint32_t s, const byte_range *bytes, int n, uint32_t home)
 {
-    uint32_t to = 0;
-    for (uint32_t k = 0; k < g->states[s].n_edges && lo <= hi; k++) {
+    uint32_t room = GRAMMAR_ROOM_MAX;
+    unsigned lo = bytes->lo;
+    for (uint32_t k = 0; k < g->states[s].n_edges && lo <= bytes->hi && room > 0; k++) {
         const grammar_edge *e = &g->edges[g->states[s].edges + k];
+        uint32_t own;
         if (e->hi < lo) continue;
-        /* On the path of a key it is as well as here: where it leads leads back. */
-        bool free = e->guard == GUARD_NONE || e->guard == GUARD_MORE || e->guard == GUARD_PATH;
-        if (e->lo > lo || (to && e->to != to) || !free) return 0;
-        to = e->to;
+        if (e->lo > lo || (e->guard > GUARD_MORE && e->guard != GUARD_PATH)) return 0;
+        bool conditions = (g->states[e->to].flags & (STATE_COUNT | STATE_OPENED)) || e->guard != GUARD_NONE;
+        if (n > 1) own = room_behind(g, e->to, bytes + 1, n - 1, home);
+        else if (e->to == home) own = GRAMMAR_ROOM_MAX;
+        else own = conditions ? 0 : 1u + g->states[e->to].room;
+        if (n > 1 && conditions && own < GRAMMAR_ROOM_MAX) own = 0;
+        if (own < room) room = own;
         lo = e->hi + 1u;
     }
-    return lo > hi ? to : 0;
+    return lo > bytes->hi ? room : 0;
 }
 
-/* Do n continuation bytes lead from s back to home? The first of them is lo to hi. */
-static bool leads_home(const qw_grammar *g, uint32_t s, unsigned lo, unsigned hi, int n, uint32_t home)
+static uint16_t state_room(const qw_grammar *g, uint32_t s)
 {
-    for (; s && n > 0; n--, lo = 0x80, hi = 0xBF) s = all_to(g, s, lo, hi);
-    return s == home;
-}
-
-/* Are all characters but controls, quotes, backslashes and < taken by s, which they lead back to? */
-static bool absorbs(const qw_grammar *g, uint32_t s)
-{
-    static const struct { uint8_t lo, hi, second_lo, second_hi, n; } leads[] = {
-        {0xC2, 0xDF, 0x80, 0xBF, 1}, {0xE0, 0xE0, 0xA0, 0xBF, 2}, {0xE1, 0xEC, 0x80, 0xBF, 2},
-        {0xED, 0xED, 0x80, 0x9F, 2}, {0xEE, 0xEF, 0x80, 0xBF, 2}, {0xF0, 0xF0, 0x90, 0xBF, 3},
-        {0xF1, 0xF3, 0x80, 0xBF, 3}, {0xF4, 0xF4, 0x80, 0x8F, 3},
-    };
-    static const struct { uint8_t lo, hi; } ascii[] = {{' ', '!'}, {'#', ';'}, {'=', '['}, {']', 0x7F}};
-    for (size_t i = 0; i < sizeof ascii / sizeof *ascii; i++)
-        if (all_to(g, s, ascii[i].lo, ascii[i].hi) != s) return false;
-    for (size_t i = 0; i < sizeof leads / sizeof *leads; i++) {
-        uint32_t to = all_to(g, s, leads[i].lo, leads[i].hi);
-        if (!to || !leads_home(g, to, leads[i].second_lo, leads[i].second_hi, leads[i].n, s)) return false;
+    uint32_t room = GRAMMAR_ROOM_MAX;
+    for (size_t i = 0; i < sizeof plain / sizeof *plain && room > 0; i++) {
+        uint32_t own = room_behind(g, s, plain[i].bytes, plain[i].n, s);
+        if (own < room) room = own;
     }
-    return true;
+    return (uint16_t)room;
+}
+
+/* How many ordinary characters each state takes for sure: from above, until nothing gets less. */
+static void find_room(linker *l)
+{
+    qw_grammar *g = l->g;
+    for (uint32_t i = 1; i < g->n_states; i++) g->states[i].room = GRAMMAR_ROOM_MAX;
+    for (bool changed = true; changed && counted_pass(l);) {
+        changed = false;
+        for (uint32_t i = g->n_states; i-- > 1;) {
+            if (g->states[i].room == 0) continue;
+            uint16_t room = state_room(g, i);
+            changed |= room < g->states[i].room;
+            if (room < g->states[i].room) g->states[i].room = room;
+        }
+    }
 }
 
 /* ---- the whole -------------------------------------------------------------------------------- */
@@ -334,7 +361,7 @@ static void set_flags(qw_grammar *g)
 {
     for (uint32_t i = 1; i < g->n_states; i++) {
         if (is_tail(g, i)) g->states[i].flags |= STATE_TAIL;
-        if (absorbs(g, i)) g->states[i].flags |= STATE_ABSORBS;
+        if (g->states[i].room >= GRAMMAR_ROOM_MIN) g->states[i].flags |= STATE_ABSORBS;
         for (uint32_t k = 0; k < g->states[i].n_calls; k++)
             if (!g->calls[g->states[i].calls + k].token) g->states[i].flags |= STATE_CALLS;
     }
@@ -363,5 +390,6 @@ void grammar_prune(linker *l)
         return;
     }
     count_parts(g);
+    find_room(l);
     set_flags(g);
 }

@@ -21,7 +21,7 @@ static const char *const pieces[] = {
     "null", "false", "12", "123", "-1", "0.", ".5", "e+", "abc", "ab", "a\"", "\"a\":", "\"a\": 1", "\"b\":", "\xC3\xA9",
     "\xE4\xB8", "\xB8\xAD", "\xAD", "\xE4\xB8\xAD\xE6\x96\x87", "x\xF0\x9F", "\x98\x80\"", "<tool", "_call>", "</", "parameter", ">\n",
     "\n</", "</parameter>\n", "  ", "    ", ",\n  \"", ":", ": ", ", ", "yes", "no", "es", "hello world", "aaaa", "((", "))", "+1",
-    "get", "city", "<function=", "\": ", "\"\"", "{}", "[]", "a", "abc", "id", "name\": ",
+    "get", "city", "<function=", "\": ", "\"\"", "{}", "[]", "a", "abc", "id", "name\": ", "abcabcabcabcabcabcabc", "                                ", "\xE2\x80\xA8",
 };
 static const struct {
     const char *text;
@@ -363,6 +363,8 @@ static const struct {
     {SCHEMA, "{\"type\":\"number\",\"minimum\":-1.5,\"maximum\":123}"},
     {SCHEMA, "{\"type\":\"object\",\"patternProperties\":{\"^a\":{\"type\":\"null\"},\"^(ab|id)$\":{\"type\":\"boolean\"}},\"minProperties\":2}"},
     {SCHEMA, "{\"$ref\":\"#/$defs/t\",\"$defs\":{\"t\":{\"type\":\"array\",\"items\":{\"$ref\":\"#/$defs/t\"},\"minItems\":0,\"maxItems\":2}}}"},
+    {SCHEMA, "{\"type\":\"string\",\"pattern\":\"^a?.*[.!]$\",\"maxLength\":45}"},
+    {SCHEMA, "{\"type\":\"string\",\"pattern\":\"^.{20,40}$\"}"},
     {REGEX, "(a|ab|aaaa)*b?c"},
     {REGEX, "[^\"]*\"(\\\\.|[^\"])*"},
     {EBNF, "s ::= \"(\" s \")\" s | \"a\"*"},

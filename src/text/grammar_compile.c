@@ -161,7 +161,8 @@ static uint32_t tools_ast(grammar_build *b, const qw_grammar_calls *calls, qw_te
     }
     if (n == 0) grammar_fail(b, QW_E_ARG, "there are no tools to call");
     if (found == 0)
-        grammar_fail(b, QW_E_ARG, "no tool is called \"%.*s\"", calls->only.n < 80 ? (int)calls->only.n : 80, calls->only.s);
+        grammar_fail(b, QW_E_ARG, "no tool is called \"%.*s\"", calls->only.n < 80 ? (int)calls->only.n : 80,
+                     calls->only.s);
     return alt;
 }
 
@@ -186,7 +187,8 @@ static uint32_t answer_rule(grammar_build *b, const qw_grammar_calls *calls, qw_
     return rule_of(b, answer);
 }
 
-qw_status qw_grammar_tools(const qw_grammar_calls *calls, const qw_grammar_options *options, qw_grammar **out, qw_err *err)
+qw_status qw_grammar_tools(const qw_grammar_calls *calls, const qw_grammar_options *options, qw_grammar **out,
+                           qw_err *err)
 {
     grammar_build b;
     qw_buf list;

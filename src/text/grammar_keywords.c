@@ -153,7 +153,8 @@ uint32_t schema_count(schema_compiler *c, const schema_node *node, schema_keywor
 {
     qw_text v = node->kw[k];
     uint32_t value = 0;
-    if (qw_json_first(v) != '\0' || v.s[0] == '-' || v.s[v.n - 1] < '0' || v.s[v.n - 1] > '9' || !grammar_number_is_integer(v)) {
+    bool number = qw_json_first(v) == '\0' && v.s[v.n - 1] >= '0' && v.s[v.n - 1] <= '9';
+    if (!number || v.s[0] == '-' || !grammar_number_is_integer(v)) {
         schema_fail(c, QW_E_ARG, node->item.s, "%s is no count", keywords[k].name);
         return 0;
     }
@@ -290,7 +291,7 @@ static bool is_container(qw_text value)
 }
 
 /* Both name their values, and none is named by both. */
-static bool values_differ(const schema_node *x, const schema_node *y)
+static bool values_differ(schema_compiler *c, const schema_node *x, const schema_node *y)
 {
     qw_text a, b, key, value;
     bool a_one, b_one;
@@ -299,14 +300,14 @@ static bool values_differ(const schema_node *x, const schema_node *y)
     if (!a_one && qw_json_first(a) != '[') return false;
     if (a_one) return !is_container(a) && !in_list(a, b, b_one);
     for (size_t pos = 0; qw_json_next(a, &pos, &key, &value);)
-        if (is_container(value) || in_list(value, b, b_one)) return false;
+        if (!grammar_work(c->b, b.n) || is_container(value) || in_list(value, b, b_one)) return false;
     return true;
 }
 
 static bool requires(const schema_node *node, qw_text name)
 {
-    qw_text key, value;
-    for (size_t pos = 0; qw_json_first(node->kw[KW_REQUIRED]) == '[' && qw_json_next(node->kw[KW_REQUIRED], &pos, &key, &value);)
+    qw_text list = node->kw[KW_REQUIRED], key, value;
+    for (size_t pos = 0; qw_json_first(list) == '[' && qw_json_next(list, &pos, &key, &value);)
         if (value.n == name.n && memcmp(value.s, name.s, name.n) == 0) return true;
     return false;
 }
@@ -318,9 +319,10 @@ static bool tags_differ(schema_compiler *c, const schema_node *x, const schema_n
     if (qw_json_first(x->kw[KW_PROPERTIES]) != '{') return false;
     for (size_t pos = 0; grammar_ok(c->b) && qw_json_next(x->kw[KW_PROPERTIES], &pos, &key, &value);) {
         schema_node a, b;
+        grammar_work(c->b, y->item.s.n);
         qw_text other = y->kw[KW_PROPERTIES].s ? schema_member(y->kw[KW_PROPERTIES], key) : (qw_text){0};
         if (!other.s || !requires(x, key) || !requires(y, key)) continue;
-        if (look_at(c, value, &a) && look_at(c, other, &b) && values_differ(&a, &b)) return true;
+        if (look_at(c, value, &a) && look_at(c, other, &b) && values_differ(c, &a, &b)) return true;
     }
     return false;
 }
@@ -330,6 +332,6 @@ bool schema_disjoint(schema_compiler *c, qw_text x, qw_text y)
     schema_node a, b;
     if (!look_at(c, x, &a) || !look_at(c, y, &b)) return false;
     unsigned types = types_of(c, &a) & types_of(c, &b);
-    if (types == 0 || values_differ(&a, &b)) return true;
+    if (types == 0 || values_differ(c, &a, &b)) return true;
     return types == TYPE_OBJECT && tags_differ(c, &a, &b);
 }

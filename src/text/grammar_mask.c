@@ -152,7 +152,8 @@ static qw_status make_plain(qw_token_trie *trie, const token_text *texts, size_t
         uint32_t length = plain_length(&texts[i]), id = (uint32_t)texts[i].id;
         if (length > 0) trie->plain[row_of[length] * trie->n_words + id / 32] |= UINT32_C(1) << id % 32;
     }
-    for (size_t i = trie->n_words; i < trie->n_lengths * trie->n_words; i++) trie->plain[i] |= trie->plain[i - trie->n_words];
+    for (size_t i = trie->n_words; i < trie->n_lengths * trie->n_words; i++)
+        trie->plain[i] |= trie->plain[i - trie->n_words];
     return QW_OK;
 }
 

@@ -1,9 +1,9 @@
 /* grammar_object.c: objects of a schema: their properties in order, and keys that the schema does not name.
  *
  * Properties are written in the order in which the schema names them. Keys that match a pattern, or that nothing names,
- * may come once all required ones are there; they are written without escapes, so that two keys are the same when their bytes are. A
- * pattern whose keys could run out (it has only some, or can be cut off from all but some) is used once in an object:
- * then there is always a key left. Owner: the thread that compiles.
+ * may come once all required ones are there; they are written without escapes, so that two keys are the same when their
+ * bytes are. A pattern whose keys could run out (it has only some, or can be cut off from all but some) is used once in
+ * an object: then there is always a key left. Owner: the thread that compiles.
  */
 #include <stdlib.h>
 
@@ -119,13 +119,15 @@ static uint32_t name_rule(object_builder *x, const object_name *name, bool raw)
     if (x->n_patterns && grammar_ok(x->b)) x->b->status = qw_json_unquote(name->key, &key, x->b->err);
     for (uint32_t i = 0; i < x->c->n && grammar_ok(x->b); i++) {
         const schema_node *node = &x->c->nodes[i];
-        qw_text own = i == name->node ? name->value : node->kw[KW_PROPERTIES].s && i > name->node
-                      ? schema_member(node->kw[KW_PROPERTIES], name->key) : (qw_text){0};
+        qw_text own = i == name->node ? name->value : (qw_text){0};
+        if (i > name->node && node->kw[KW_PROPERTIES].s && grammar_work(x->b, node->kw[KW_PROPERTIES].n))
+            own = schema_member(node->kw[KW_PROPERTIES], name->key);
         bool described = own.s != NULL;
         if (own.s) items[n++] = (schema_item){.s = own};
         for (uint32_t k = 0; k < x->n_patterns; k++) {
-            if (x->patterns[k].node != i || !grammar_dfa_accepts(x->b, x->patterns[k].dfa, qw_buf_str(&key), key.n)) continue;
-            items[n++] = (schema_item){.s = x->patterns[k].value};
+            const object_pattern *p = &x->patterns[k];
+            if (p->node != i || !grammar_dfa_accepts(x->b, p->dfa, qw_buf_str(&key), key.n)) continue;
+            items[n++] = (schema_item){.s = p->value};
             described = true;
         }
         if (!described && node->kw[KW_ADDITIONAL].s) items[n++] = (schema_item){.s = node->kw[KW_ADDITIONAL]};
@@ -145,7 +147,8 @@ static uint32_t other_rule(object_builder *x, uint32_t of, qw_text value)
     uint32_t n = 0;
     if (value.s) items[n++] = (schema_item){.s = value};
     for (uint32_t i = 0; i < x->c->n; i++)
-        if (i != of && x->c->nodes[i].kw[KW_ADDITIONAL].s) items[n++] = (schema_item){.s = x->c->nodes[i].kw[KW_ADDITIONAL]};
+        if (i != of && x->c->nodes[i].kw[KW_ADDITIONAL].s)
+            items[n++] = (schema_item){.s = x->c->nodes[i].kw[KW_ADDITIONAL]};
     return schema_goal_rule(x->c, items, n, false);
 }
 
@@ -237,8 +240,8 @@ static uint32_t add_others(object_builder *x, bool open, const bool *is_open, ui
     for (uint32_t i = 0; i <= x->n_patterns && grammar_ok(x->b); i++) {
         bool is_free = i == x->n_patterns;
         if (is_open[i] != open || (is_free && !x->free_keys)) continue;
-        add_part(x, is_free ? other_rule(x, x->c->n, (qw_text){0}) : other_rule(x, x->patterns[i].node, x->patterns[i].value),
-                 false);
+        const object_pattern *p = &x->patterns[i];
+        add_part(x, is_free ? other_rule(x, x->c->n, (qw_text){0}) : other_rule(x, p->node, p->value), false);
         number[i] = first + n++;
     }
     return n;
@@ -262,7 +265,8 @@ static uint32_t build_rule(object_builder *x)
     uint32_t number[SCHEMA_PATTERNS_MAX + 1] = {0}, parts = b->n_parts, n = x->n_names, n_open;
     for (uint32_t i = 0; i < x->n_patterns; i++) is_open[i] = never_runs_out(x, LABEL_WEAK + 1 + i);
     is_open[x->n_patterns] = never_runs_out(x, LABEL_WEAKEST + 1);
-    for (uint32_t i = 0; i < x->n_names && grammar_ok(b); i++) add_part(x, name_rule(x, &x->names[i], false), x->names[i].required);
+    for (uint32_t i = 0; i < x->n_names && grammar_ok(b); i++)
+        add_part(x, name_rule(x, &x->names[i], false), x->names[i].required);
     n += add_others(x, false, is_open, n, number);
     n_open = add_others(x, true, is_open, n, number);
     uint32_t rule = grammar_rule_new(b, RULE_OBJECT);

@@ -135,7 +135,7 @@ static bool gather(linker *l, uint32_t i)
 static void find_first(linker *l)
 {
     qw_grammar *g = l->g;
-    for (uint32_t i = 1; i < g->n_states; i++)
+    for (uint32_t i = 1; i < g->n_states && grammar_work(l->b, 32 * (uint64_t)g->states[i].n_edges); i++)
         for (uint32_t k = 0; k < g->states[i].n_edges; k++) {
             const grammar_edge *e = &g->edges[g->states[i].edges + k];
             for (unsigned c = e->lo; c <= e->hi; c++) g->first[i][c / 64] |= UINT64_C(1) << c % 64;

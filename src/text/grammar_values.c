@@ -233,7 +233,8 @@ static uint32_t string_dfa(schema_compiler *c, bool raw, uint32_t min, uint32_t 
         }
     if (min == 0 && max == GRAMMAR_UNLIMITED) return dfa;
     if (max != GRAMMAR_UNLIMITED && max > COUNTED_LENGTH_MAX) max = COUNTED_LENGTH_MAX;
-    if (max < min) schema_fail(c, QW_E_LIMIT, c->nodes[0].item.s, "minLength beside a pattern is above %d", COUNTED_LENGTH_MAX);
+    if (max < min)
+        schema_fail(c, QW_E_LIMIT, c->nodes[0].item.s, "minLength beside a pattern is above %d", COUNTED_LENGTH_MAX);
     return grammar_dfa_of_length(b, dfa, min, max == GRAMMAR_UNLIMITED ? UINT32_MAX : max, form);
 }
 

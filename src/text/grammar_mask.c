@@ -20,7 +20,9 @@ enum {
     WALK_NODES = MATCH_NODES_MAX + 64 * 1024,
     WALK_HEADS = QW_MASKED_TOKEN_BYTES_MAX * QW_GRAMMAR_HEADS_MAX + MATCH_WORK_MAX,
     FAR = QW_MASKED_TOKEN_BYTES_MAX, /* no token takes more of anything */
-    N_ROWS = 256
+    N_ROWS = 256,
+    STEPS_MAX = 2 << 20, /* of a mask; from there on only tokens of one byte are tried */
+    CROWD = QW_GRAMMAR_HEADS_MAX / 2
 };
 #define ROW_NONE 0u
 #define ROW_HARD UINT32_MAX
@@ -262,6 +264,8 @@ struct qw_masker {
     size_t n_kept;             /* a multiple of WAYS, or 0 */
     uint64_t clock;
     walk_row *rows;            /* owns: [N_ROWS] */
+    bool crowded;              /* so many readings that the matcher may leave some out */
+    bool exact;                /* the walk does as the matcher does, byte by byte */
     uint8_t key[KEY_BYTES_MAX];
     uint32_t n_key;
 };
@@ -466,9 +470,12 @@ static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, 
     l.nodes[0] = r->n_nodes;
     for (uint32_t i = 0; i < part->n;) {
         const trie_node *t = &part->nodes[i];
-        if (!step(w, r, &l, t->depth, t->byte)) {
+        if ((t->depth > 0 && r->steps > STEPS_MAX) || !step(w, r, &l, t->depth, t->byte)) {
             i = t->skip;
-        } else if (t->plain && takes_plain(w, r, &l, t->depth)) { /* all that begin with this */
+            continue;
+        }
+        w->crowded |= l.end[t->depth + 1] - l.begin[t->depth + 1] > CROWD;
+        if (!w->exact && t->plain && takes_plain(w, r, &l, t->depth)) { /* all that begin with this */
             for (uint32_t k = t->before; k < part->nodes[t->skip].before; k++)
                 bits[part->order[k] / 32] |= UINT32_C(1) << part->order[k] % 32;
             i = t->skip;
@@ -525,18 +532,33 @@ static void walk_with(qw_masker *w, match_run *r, const trie_part *part, const m
     if (chosen > 0) walk(w, r, part, chosen, bits);
 }
 
+/* With many readings the matcher leaves some out, and which ones depends on all of them: then all are walked together,
+ * byte by byte. */
+static void compute_exactly(qw_masker *w, match_run *r, const match_head *heads, uint32_t n, uint32_t *bits)
+{
+    memset(bits, 0, w->trie->n_words * sizeof *bits);
+    set_specials(r->g, heads, n, bits);
+    memcpy(w->heads, heads, n * sizeof *heads);
+    w->exact = true;
+    walk(w, r, &w->trie->all, n, bits);
+    w->exact = false;
+}
+
 /* All that calls and returns lead to is looked up once, at the beginning of the tokens. Heads to which ordinary
  * characters make no difference are tried with the other tokens alone. */
 static void compute(qw_masker *w, match_run *r, const qw_matcher *m, uint32_t *bits)
 {
     match_head heads[MATCH_WORK_MAX];
     uint32_t n = match_closure(r, m->heads, m->n_heads, heads);
+    w->crowded = n > CROWD;
     memset(bits, 0, w->trie->n_words * sizeof *bits);
     set_specials(m->g, heads, n, bits);
     for (uint32_t i = 0; i < n; i++) set_plain(w->trie, room_of(m->g, &heads[i]), bits);
     walk_with(w, r, &w->trie->all, heads, n, TRIED_ALL, TRIED_ALL, bits);
     walk_with(w, r, &w->trie->others, heads, n, TRIED_OTHERS, TRIED_OTHERS_AND_LONGS, bits);
     walk_with(w, r, &w->trie->longs, heads, n, TRIED_OTHERS_AND_LONGS, TRIED_OTHERS_AND_LONGS, bits);
+    r->steps = 0;
+    if (w->crowded) compute_exactly(w, r, heads, n, bits);
 }
 
 void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits)

@@ -201,7 +201,7 @@ uint32_t match_byte(match_run *r, const match_head *in, uint32_t n, uint8_t byte
     int simple = n == 1 ? simple_byte(r, in, byte, out) : -1;
     if (simple >= 0) return (uint32_t)simple;
     memcpy(work, in, n * sizeof *in);
-    for (uint32_t i = 0; i < n; i++) {
+    for (uint32_t i = 0; i < n; i++, r->steps++) {
         const grammar_state *s = &r->g->states[work[i].state];
         const grammar_edge *e = edge_of(r->g, s, byte);
         if (e && allowed(r, &work[i], e->guard, e->to))

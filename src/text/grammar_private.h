@@ -337,6 +337,7 @@ typedef struct match_run {
     bool keys_full;        /* no more keys that nothing asks for */
     bool at_begin;         /* this is the first byte of a token */
     bool closed;           /* the heads hold all that calls and returns lead to */
+    uint64_t steps;        /* heads that bytes were tried on */
 } match_run;
 
 enum {

@@ -31,6 +31,8 @@ import common
 common.enter("test")
 import jsonschema  # noqa: E402: only in that environment
 
+sys.setrecursionlimit(100000)  # outputs may be nested as deep as the limit
+
 PACKAGE = "jsonschema==4.26.0"
 CACHE = os.path.join(common.WORK, "schema-suite.json")
 CPU_MS = 20000  # of compiling here: sanitizers are slow, and nothing is asserted about time
@@ -214,7 +216,8 @@ class Generator:
         if self.maybe():
             out["additionalProperties"] = self.pick([True, False, self.schema(depth - 1)])
         elif self.maybe(0.3):
-            out["patternProperties"] = {p: self.schema(depth - 1) for p in self.r.sample(["^x-", "^[a-z]{3}$", "_", "^k[0-9]+e$"], 2)}
+            patterns = self.r.sample(["^x-", "^[a-z]{3}$", "_", "^k[0-9]+e$"], 2)
+            out["patternProperties"] = {p: self.schema(depth - 1) for p in patterns}
         if self.maybe(0.2) and "other" not in out["required"]:
             out["minProperties"] = self.r.randrange(len(names) + 1)
         if self.maybe(0.2):
@@ -286,18 +289,23 @@ SCHEMAS = [
     {"oneOf": [{"type": "object", "properties": {"t": {"const": "a"}, "x": {"type": "integer"}}, "required": ["t", "x"]},
                {"type": "object", "properties": {"t": {"const": "b"}, "y": {"type": "string"}}, "required": ["t"]}]},
     {"type": "object", "additionalProperties": {"type": "integer"}, "minProperties": 3, "maxProperties": 5},
-    {"type": "object", "patternProperties": {"^[a-c]$": {"type": "null"}, "^n[0-9]+$": {"type": "number"}}, "additionalProperties": False,
+    {"type": "object", "patternProperties": {"^[a-c]$": {"type": "null"}, "^n[0-9]+$": {"type": "number"}},
+     "additionalProperties": False,
      "minProperties": 2},
     {"type": "object", "properties": {"ab": {"type": "null"}}, "additionalProperties": {"type": "boolean"}, "minProperties": 4},
     {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 0.001}, {"type": "number", "minimum": -1.5, "maximum": -1.25},
     {"type": "integer", "minimum": 7, "maximum": 7}, {"type": "integer", "minimum": 99, "multipleOf": 99, "maximum": 1000},
-    {"type": "string", "pattern": "^[a-z]+$", "minLength": 5, "maxLength": 7}, {"type": "string", "minLength": 20, "maxLength": 20},
+    {"type": "string", "pattern": "^[a-z]+$", "minLength": 5, "maxLength": 7},
+    {"type": "string", "minLength": 20, "maxLength": 20},
     {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "string"}], "items": False, "minItems": 2},
-    {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 3, "maxItems": 3}, {"type": ["string", "null"], "enum": ["a", None, 3]},
-    {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(200)}, "required": ["p0", "p63", "p64", "p199"]},
+    {"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 3, "maxItems": 3},
+    {"type": ["string", "null"], "enum": ["a", None, 3]},
+    {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(200)},
+     "required": ["p0", "p63", "p64", "p199"]},
     *({"type": "string", "format": name} for name in FORMATS),
 ]
-EXPRESSIONS = [r"[a-z]{3,5}-\d+", r"(?:yes|no)(?:, (?:please|thanks))?", r"\$\d{1,3}(?:,\d{3})*\.\d\d", "[^\\n]{1,20}\n", r"\w+\s\w+",
+EXPRESSIONS = [r"[a-z]{3,5}-\d+", r"(?:yes|no)(?:, (?:please|thanks))?", r"\$\d{1,3}(?:,\d{3})*\.\d\d", "[^\\n]{1,20}\n",
+    r"\w+\s\w+",
                "\u00e9?[\u4e00-\u4e10]{2}", r"(a|b)*abb", r"\x41B\u{43}[\b]?"]
 GRAMMARS = [
     ('root ::= term ("+" term)*\nterm ::= [0-9]{1,3} | "(" root ")" # nested', r"[-+0-9()]+"),
@@ -316,18 +324,35 @@ TOOLS = [
 ]
 REFUSED = [
     ({"properties": {"a": {"contains": {}}}}, '#/properties/a: the keyword "contains" is not supported'),
-    ({"not": {}}, 'the keyword "not"'), ({"if": {}, "then": {}}, 'the keyword "if"'), ({"uniqueItems": True}, "uniqueItems"),
-    ({"dependentRequired": {}}, 'the keyword "dependentRequired"'), ({"propertyNames": {}}, 'the keyword "propertyNames"'),
-    ({"unevaluatedProperties": False}, 'the keyword "unevaluatedProperties"'), ({"format": "idn-email"}, 'the format "idn-email"'),
-    ({"pattern": "(?=a)"}, "looking ahead"), ({"pattern": "(a)\\1"}, "a reference to a group"), ({"pattern": "\\bx"}, "edges of words"),
-    ({"pattern": "("}, "a group is not closed"), ({"pattern": "\\p{L}"}, "properties of characters"),
-    ({"$ref": "#/$defs/x"}, "leads nowhere"), ({"$ref": "http://x/y"}, "only places of the same schema"), ({"$ref": "#"}, "refers to itself"),
-    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "branches 0 and 1 of oneOf"), ({"multipleOf": 0.01}, "multipleOf 0.01"),
-    ({"type": "strin"}, "type names no type"), ({"minimum": "1"}, "minimum is no number"), ({"anyOf": []}, "anyOf is no array of schemas"),
-    ({"items": [{}]}, "prefixItems"), ({"type": "object", "required": ["a"], "properties": {"a": False}}, "no text satisfies"),
-    ({"type": "integer", "minimum": 3, "maximum": 2}, "no text satisfies"), ({"allOf": [{"type": "null"}, {"const": 1}]}, "no text satisfies"),
-    ({"a/b": 1}, 'the keyword "a/b"'), ({"properties": {"x": {"items": {"foo": 1}}}}, "#/properties/x/items"), (3, "a schema is an object"),
-    ({"pattern": "((((((((a{900}){900})))))))"}, "more than"), ({"minProperties": 30}, "more than 8 keys"),
+    ({"not": {}}, 'the keyword "not"'),
+    ({"if": {}, "then": {}}, 'the keyword "if"'),
+    ({"uniqueItems": True}, "uniqueItems"),
+    ({"dependentRequired": {}}, 'the keyword "dependentRequired"'),
+    ({"propertyNames": {}}, 'the keyword "propertyNames"'),
+    ({"unevaluatedProperties": False}, 'the keyword "unevaluatedProperties"'),
+    ({"format": "idn-email"}, 'the format "idn-email"'),
+    ({"pattern": "(?=a)"}, "looking ahead"),
+    ({"pattern": "(a)\\1"}, "a reference to a group"),
+    ({"pattern": "\\bx"}, "edges of words"),
+    ({"pattern": "("}, "a group is not closed"),
+    ({"pattern": "\\p{L}"}, "properties of characters"),
+    ({"$ref": "#/$defs/x"}, "leads nowhere"),
+    ({"$ref": "http://x/y"}, "only places of the same schema"),
+    ({"$ref": "#"}, "refers to itself"),
+    ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, "branches 0 and 1 of oneOf"),
+    ({"multipleOf": 0.01}, "multipleOf 0.01"),
+    ({"type": "strin"}, "type names no type"),
+    ({"minimum": "1"}, "minimum is no number"),
+    ({"anyOf": []}, "anyOf is no array of schemas"),
+    ({"items": [{}]}, "prefixItems"),
+    ({"type": "object", "required": ["a"], "properties": {"a": False}}, "no text satisfies"),
+    ({"type": "integer", "minimum": 3, "maximum": 2}, "no text satisfies"),
+    ({"allOf": [{"type": "null"}, {"const": 1}]}, "no text satisfies"),
+    ({"a/b": 1}, 'the keyword "a/b"'),
+    ({"properties": {"x": {"items": {"foo": 1}}}}, "#/properties/x/items"),
+    (3, "a schema is an object"),
+    ({"pattern": "((((((((a{900}){900})))))))"}, "more than"),
+    ({"minProperties": 30}, "more than 8 keys"),
 ]
 
 
@@ -353,7 +378,8 @@ def fixed(tool, report):
     answer = tool.ask(kind="choice", source=["yes", "no", "yes, but", "\u4e0d"], n=40)
     report.check(set(answer["outputs"]) == {"yes", "no", "yes, but", "\u4e0d"}, f"choice: {answer}")
     answer = tool.ask(kind="choice", source=["yes"], after_thinking=True, n=20)
-    report.check({text.lstrip("\n") for text in answer["outputs"]} == {"yes"} and "\n\nyes" in answer["outputs"], f"thinking: {answer}")
+    good = {text.lstrip("\n") for text in answer["outputs"]} == {"yes"} and "\n\nyes" in answer["outputs"]
+    report.check(good, f"thinking: {answer}")
 
 
 # ---- calls ----------------------------------------------------------------------------------------
@@ -425,8 +451,10 @@ def nonsense(tool, report, n, seed):
     sources += [("ebnf", g) for g, _ in GRAMMARS] + [("tools", json.dumps(TOOLS))]
     for i in range(n):
         kind, text = r.choice(sources)
-        text = mutate(r, text) if i % 4 else "".join(chr(r.choice([r.randrange(128), r.randrange(0xD800)])) for _ in range(r.randrange(60)))
-        answer = tool.ask(kind=kind, source=text, n=1, seed=i + 1, cpu_ms=0 if i % 2 else CPU_MS, required=bool(i % 3), xml=bool(i % 5))
+        letters = (chr(r.choice([r.randrange(128), r.randrange(0xD800)])) for _ in range(r.randrange(60)))
+        text = mutate(r, text) if i % 4 else "".join(letters)
+        answer = tool.ask(kind=kind, source=text, n=1, seed=i + 1, cpu_ms=0 if i % 2 else CPU_MS, required=bool(i % 3),
+                          xml=bool(i % 5))
         report.check(answer["status"] == 0 or len(answer["error"]) > 8, f"nonsense {kind} {text!r}: {answer}")
 
 

@@ -17,16 +17,21 @@
 
 /* Ids 0 to 255 are the bytes; then these, then the added tokens. */
 static const char *const pieces[] = {
-    "{\"", "\":", "\",\"", "\"}", "\", \"", "\": \"", "\n\n", " \"", "]}", "}]", "[[", "]]", "[{\"", "\"]", "\\u", "\\\"", "true",
+    "{\"", "\":", "\",\"", "\"}", "\", \"", "\": \"", "\n\n", " \"", "]}", "}]", "[[", "]]", "[{\"", "\"]", "\\u",
+        "\\\"", "true",
     "null", "false", "12", "123", "-1", "0.", ".5", "e+", "abc", "ab", "a\"", "\"a\":", "\"a\": 1", "\"b\":", "\xC3\xA9",
-    "\xE4\xB8", "\xB8\xAD", "\xAD", "\xE4\xB8\xAD\xE6\x96\x87", "x\xF0\x9F", "\x98\x80\"", "<tool", "_call>", "</", "parameter", ">\n",
-    "\n</", "</parameter>\n", "  ", "    ", ",\n  \"", ":", ": ", ", ", "yes", "no", "es", "hello world", "aaaa", "((", "))", "+1",
-    "get", "city", "<function=", "\": ", "\"\"", "{}", "[]", "a", "abc", "id", "name\": ", "abcabcabcabcabcabcabc", "                                ", "\xE2\x80\xA8",
+    "\xE4\xB8", "\xB8\xAD", "\xAD", "\xE4\xB8\xAD\xE6\x96\x87", "x\xF0\x9F", "\x98\x80\"", "<tool", "_call>", "</",
+        "parameter", ">\n",
+    "\n</", "</parameter>\n", "  ", "    ", ",\n  \"", ":", ": ", ", ", "yes", "no", "es", "hello world", "aaaa", "((",
+        "))", "+1",
+    "get", "city", "<function=", "\": ", "\"\"", "{}", "[]", "a", "abc", "id", "name\": ", "abcabcabcabcabcabcabc",
+        "                                ", "\xE2\x80\xA8",
 };
 static const struct {
     const char *text;
     uint8_t type;
-} added[] = {{"<|endoftext|>", 3}, {"<|im_end|>", 3}, {"<tool_call>", 4}, {"</tool_call>", 4}, {"<think>", 4}, {"[PAD1]", 5}};
+} added[] = {{"<|endoftext|>", 3}, {"<|im_end|>", 3}, {"<tool_call>", 4}, {"</tool_call>", 4}, {"<think>", 4},
+    {"[PAD1]", 5}};
 enum {
     N_PIECES = sizeof pieces / sizeof *pieces,
     N_ADDED = sizeof added / sizeof *added,
@@ -160,16 +165,23 @@ static void test_values(void **state)
     static const struct {
         const char *schema, *good[6], *bad[8];
     } rows[] = {
-        {"{\"type\":\"integer\"}", {"0", "-7", "123456789012345678"}, {"-0", "01", "1.0", "1e3", "+1", "", "1234567890123456789"}},
+        {"{\"type\":\"integer\"}", {"0", "-7", "123456789012345678"}, {"-0", "01", "1.0", "1e3", "+1", "",
+         "1234567890123456789"}},
         {"{\"type\":\"number\"}", {"0", "-0.5", "1e9", "2.5E-07", "-0"}, {".5", "1.", "1e", "1e100", "NaN", "01"}},
         {"{\"minimum\":-2.5,\"maximum\":10,\"type\":\"number\"}", {"-2.5", "-2.50", "10", "10.0", "0.001", "9.99"},
          {"-2.51", "10.01", "11", "-3", "-0", "100"}},
-        {"{\"exclusiveMinimum\":0,\"exclusiveMaximum\":1,\"type\":\"number\"}", {"0.5", "0.999", "0.00001"}, {"0", "1", "0.0", "1.0"}},
-        {"{\"minimum\":99,\"maximum\":1001,\"type\":\"integer\"}", {"99", "100", "999", "1000", "1001"}, {"98", "9", "1002", "-99", "10010"}},
-        {"{\"minimum\":0.1,\"exclusiveMaximum\":0.125,\"type\":\"number\"}", {"0.1", "0.10", "0.1249"}, {"0.125", "0.09", "0.13", "0"}},
+        {"{\"exclusiveMinimum\":0,\"exclusiveMaximum\":1,\"type\":\"number\"}", {"0.5", "0.999", "0.00001"}, {"0", "1",
+         "0.0", "1.0"}},
+        {"{\"minimum\":99,\"maximum\":1001,\"type\":\"integer\"}", {"99", "100", "999", "1000", "1001"}, {"98", "9",
+         "1002", "-99", "10010"}},
+        {"{\"minimum\":0.1,\"exclusiveMaximum\":0.125,\"type\":\"number\"}", {"0.1", "0.10", "0.1249"}, {"0.125",
+         "0.09", "0.13", "0"}},
         {"{\"multipleOf\":12,\"type\":\"integer\"}", {"0", "12", "-24", "120"}, {"1", "13", "-1"}},
         {"{\"maximum\":1e-30,\"minimum\":-1e-30,\"type\":\"number\"}", {"0", "0.0"}, {"0.1", "-0.1"}},
-        {"{\"enum\":[1,\"a\",null,{\"k\":[1,2]}]}", {"1", "\"a\"", "null", "{\"k\":[1,2]}", "{ \"k\": [1, 2] }"}, {"2", "{\"k\":[1]}", "\"b\""}},
+        {"{\"minimum\":1e-70,\"type\":\"number\"}", {"0.1", "0.000000000001"}, {"0", "0.0", "-1"}},
+        {"{\"maximum\":-1e-70,\"type\":\"number\"}", {"-0.1"}, {"0", "1"}},
+        {"{\"enum\":[1,\"a\",null,{\"k\":[1,2]}]}", {"1", "\"a\"", "null", "{\"k\":[1,2]}", "{ \"k\": [1, 2] }"}, {"2",
+         "{\"k\":[1]}", "\"b\""}},
         {"{\"enum\":[1,2,3,\"x\"],\"minimum\":2}", {"2", "3", "\"x\""}, {"1"}},
         {"{\"const\":\"q\\\"\\u00e9\"}", {"\"q\\\"\xC3\xA9\""}, {"\"q\"", "\"q\\\"\\u00e9\""}},
         {"false", {NULL}, {NULL}},
@@ -184,7 +196,8 @@ static void test_values(void **state)
 static void test_strings(void **state)
 {
     static const char any[] = "{\"type\":\"string\"}", three[] = "{\"type\":\"string\",\"minLength\":2,\"maxLength\":3}";
-    static const char pattern[] = "{\"type\":\"string\",\"pattern\":\"^a.*\\\"$\"}", part[] = "{\"type\":\"string\",\"pattern\":\"b+\",\"maxLength\":4}";
+    static const char pattern[] = "{\"type\":\"string\",\"pattern\":\"^a.*\\\"$\"}",
+        part[] = "{\"type\":\"string\",\"pattern\":\"b+\",\"maxLength\":4}";
     (void)state;
     check_text(SCHEMA, any, "\"\xE4\xB8\xAD \\n\\u00e9\\ud83d\\ude00\\/\x7F\"", true);
     check_text(SCHEMA, any, "\"\\ud83d\"", false);      /* half a pair */
@@ -202,7 +215,8 @@ static void test_strings(void **state)
     check_text(SCHEMA, three, "\"a\"", false);
     check_text(SCHEMA, three, "\"abcd\"", false);
     check_text(SCHEMA, three, "\"\xE4\xB8\xAD\xE4\xB8\xAD\xE4\xB8\xAD\xE4\xB8\xAD\"", false);
-    check_text(SCHEMA, pattern, "\"abc\\\"\"", true); /* what the pattern says of a text holds for the text, not its JSON */
+    check_text(SCHEMA, pattern, "\"abc\\\"\"",
+        true); /* what the pattern says of a text holds for the text, not its JSON */
     check_text(SCHEMA, pattern, "\"a\"", false);
     check_text(SCHEMA, pattern, "\"a\\n\\\"\"", false);
     check_text(SCHEMA, part, "\"abbc\"", true);
@@ -217,13 +231,20 @@ static void test_containers(void **state)
     static const char counts[] = "{\"type\":\"object\",\"minProperties\":2,\"maxProperties\":2,\"additionalProperties\":{\"type\":\"null\"}}";
     static const char list[] = "{\"type\":\"array\",\"prefixItems\":[{\"type\":\"null\"}],\"items\":{\"type\":\"integer\"},\"minItems\":1,\"maxItems\":3}";
     static const char keys[] = "{\"type\":\"object\",\"patternProperties\":{\"^x\":{\"type\":\"null\"},\"^[ab]$\":{\"type\":\"integer\"}}}";
+    static const char late[] = "{\"type\":\"object\",\"required\":[\"a\"],\"additionalProperties\":{\"type\":\"null\"}}";
+    static const char both[] = "{\"type\":\"object\",\"patternProperties\":{\"^a\":{\"type\":\"null\"},\"b$\":{\"type\":\"null\"}}}";
     (void)state;
+    check_text(SCHEMA, late, "{\"a\":null,\"b\":null}", true);
+    check_text(SCHEMA, late, "{\"b\":null,\"a\":null}", false);   /* what is required comes first */
+    check_text(SCHEMA, both, "{\"a\":null,\"b\":null}", true);
+    check_text(SCHEMA, both, "{\"ab\":null}", false);            /* it would have to satisfy two schemas */
     check_text(SCHEMA, two, "{\"ab\":null}", true);
     check_text(SCHEMA, two, "{\n  \"a\": 1,\n  \"ab\": null,\n  \"c\": []\n}", true);
     check_text(SCHEMA, two, "{\"a\":1}", false);                   /* ab is required */
     check_text(SCHEMA, two, "{\"ab\":null,\"a\":1}", false);       /* in the schema's order */
     check_text(SCHEMA, two, "{\"ab\":null,\"ab\":null}", false);
-    check_text(SCHEMA, two, "{\"ab\":null,\"d\":1}", false);       /* closed: it has properties and says nothing of others */
+    check_text(SCHEMA, two, "{\"ab\":null,\"d\":1}",
+        false);       /* closed: it has properties and says nothing of others */
     check_text(SCHEMA, two, "{\"ab\":null,}", false);
     check_text(SCHEMA, two, "{\"ab\"  :null}", false);
     check_text(SCHEMA, open, "{\"a\":1,\"b\":true}", true);
@@ -398,7 +419,8 @@ static void check_mask(const qw_matcher *m, qw_matcher *copy, qw_masker *fresh, 
     for (int32_t id = 0; id < N_VOCAB; id++) {
         qw_matcher_copy(copy, m);
         bool taken = qw_matcher_advance(copy, id, NULL) == QW_OK;
-        if (taken != has_bit(bits, id)) fail_msg("token %d is %s and %s the mask", (int)id, taken ? "taken" : "refused", taken ? "not in" : "in");
+        if (taken != has_bit(bits, id)) fail_msg("token %d is %s and %s the mask", (int)id, taken ? "taken" : "refused",
+            taken ? "not in" : "in");
         any |= taken;
     }
     assert_true(any);
@@ -479,10 +501,32 @@ static void test_back(void **state)
     destroy(g, m);
 }
 
+/* A kept mask of one place is not used where the same key is there already. */
+static void test_known_keys(void **state)
+{
+    static const char *const texts[] = {"{\"x\":1,\"y", "{\"y\":1,\"y"};
+    uint32_t bits[N_WORDS];
+    qw_masker *w;
+    qw_grammar *g = compile(SCHEMA, "{\"type\":\"object\"}");
+    (void)state;
+    assert_int_equal(qw_masker_create(trie, 16, &w, NULL), QW_OK);
+    for (int i = 0; i < 6; i++) {
+        qw_matcher *m = matcher_of(g);
+        assert_int_equal(feed(m, texts[i % 2], strlen(texts[i % 2])), strlen(texts[i % 2]));
+        qw_masker_fill(w, m, bits);
+        assert_int_equal(has_bit(bits, '"'), i % 2 == 0);
+        assert_true(has_bit(bits, 'y'));
+        qw_matcher_destroy(m);
+    }
+    qw_masker_destroy(w);
+    qw_grammar_destroy(g);
+}
+
 static void test_forced(void **state)
 {
     char out[64];
-    qw_grammar *g = compile(SCHEMA, "{\"type\":\"object\",\"properties\":{\"city\":{\"const\":\"Rome\"}},\"required\":[\"city\"]}");
+    qw_grammar *g = compile(SCHEMA,
+        "{\"type\":\"object\",\"properties\":{\"city\":{\"const\":\"Rome\"}},\"required\":[\"city\"]}");
     qw_matcher *m = matcher_of(g);
     (void)state;
     assert_int_equal(qw_matcher_forced(m, out, sizeof out), 1); /* { and then white space or a quote */
@@ -520,7 +564,8 @@ static void test_after_thinking(void **state)
 static void test_depth(void **state)
 {
     char open[400], *close;
-    qw_grammar *g = compile(SCHEMA, "{\"$ref\":\"#/$defs/t\",\"$defs\":{\"t\":{\"type\":\"array\",\"items\":{\"$ref\":\"#/$defs/t\"}}}}");
+    qw_grammar *g = compile(SCHEMA,
+        "{\"$ref\":\"#/$defs/t\",\"$defs\":{\"t\":{\"type\":\"array\",\"items\":{\"$ref\":\"#/$defs/t\"}}}}");
     qw_matcher *m = matcher_of(g);
     (void)state;
     memset(open, '[', sizeof open);
@@ -530,6 +575,15 @@ static void test_depth(void **state)
     memset(close, ']', n);
     assert_int_equal(feed(m, close, n), n);
     assert_true(qw_matcher_must_end(m));
+    destroy(g, m);
+    /* Where no frame is left, nothing is begun that needs one. */
+    g = compile(EBNF, "s ::= \"(\" s \")\" | \"a\" | \"b\" u \"!\"\nu ::= \"[\" u \"]\" | \"u\"");
+    m = matcher_of(g);
+    memset(open, '(', sizeof open);
+    n = feed(m, open, sizeof open);
+    assert_in_range(n, 100, QW_GRAMMAR_DEPTH_MAX);
+    assert_int_equal(feed(m, "b", 1), 0);
+    assert_int_equal(feed(m, "a)bu!)", 6), 2);
     destroy(g, m);
     /* A required property makes each level need one more. */
     g = compile(SCHEMA, "{\"$ref\":\"#/$defs/t\",\"$defs\":{\"t\":{\"type\":\"object\",\"properties\":{\"v\":{\"type\":\"array\",\"items\":{"
@@ -571,17 +625,18 @@ static void test_ambiguous(void **state)
     uint32_t bits[N_WORDS];
     qw_masker *w;
     qw_grammar *g = compile(EBNF, source);
-    qw_matcher *m = matcher_of(g);
+    qw_matcher *m = matcher_of(g), *copy = matcher_of(g);
     (void)state;
     assert_int_equal(qw_masker_create(trie, 0, &w, NULL), QW_OK);
     for (int i = 0; i < 60; i++) {
         assert_int_equal(feed(m, "a", 1), 1);
-        qw_masker_fill(w, m, bits);
+        check_mask(m, copy, w, w, bits);
         assert_true(has_bit(bits, 'a'));
     }
     assert_int_equal(feed(m, "x", 1), 1);
     assert_true(qw_matcher_may_end(m));
     qw_masker_destroy(w);
+    qw_matcher_destroy(copy);
     destroy(g, m);
 }
 
@@ -590,7 +645,8 @@ static void check_refused(enum kind kind, qw_text source, int64_t cpu_us, qw_sta
     qw_grammar *g;
     qw_err err = {0};
     qw_status got = compile_n(kind, source, cpu_us, &g, &err);
-    if (got != status || !strstr(err.text, part)) fail_msg("%.60s: %d, \"%s\"; want %d, \"%s\"", source.s, (int)got, err.text, (int)status, part);
+    if (got != status || !strstr(err.text, part)) fail_msg("%.60s: %d, \"%s\"; want %d, \"%s\"", source.s, (int)got,
+        err.text, (int)status, part);
     assert_null(g);
 }
 
@@ -602,7 +658,8 @@ static void test_refused(void **state)
         qw_status status;
         const char *part;
     } rows[] = {
-        {SCHEMA, "{\"properties\":{\"a\":{\"not\":{}}}}", QW_E_UNSUPPORTED, "schema #/properties/a: the keyword \"not\" is not supported"},
+        {SCHEMA, "{\"properties\":{\"a\":{\"not\":{}}}}", QW_E_UNSUPPORTED,
+         "schema #/properties/a: the keyword \"not\" is not supported"},
         {SCHEMA, "{", QW_E_FORMAT, "schema: the schema: not JSON"},
         {SCHEMA, "{\"a\":1,\"a\":2}", QW_E_ARG, "twice"},
         {SCHEMA, "false", QW_E_ARG, "no text satisfies the grammar"},
@@ -626,9 +683,11 @@ static void test_refused(void **state)
         {EBNF, "s ::= \"a", QW_E_ARG, "a text is not closed"},
         {CALLS_JSON, "[]", QW_E_ARG, "there are no tools"},
         {CALLS_JSON, "{}", QW_E_ARG, "tools: a JSON array was expected"},
-        {CALLS_JSON, "[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":{\"a\":{\"if\":1}}}}}]", QW_E_UNSUPPORTED,
+        {CALLS_JSON, "[{\"function\":{\"name\":\"f\",\"parameters\":{\"properties\":{\"a\":{\"if\":1}}}}}]",
+         QW_E_UNSUPPORTED,
          "tools[0].parameters #/properties/a: the keyword \"if\""},
-        {CALLS_XML, "[{\"name\":\"f\",\"parameters\":{\"properties\":{\"a\":{\"type\":[\"string\",\"integer\"]}}}}]", QW_E_UNSUPPORTED,
+        {CALLS_XML, "[{\"name\":\"f\",\"parameters\":{\"properties\":{\"a\":{\"type\":[\"string\",\"integer\"]}}}}]",
+         QW_E_UNSUPPORTED,
          "cannot be told apart"},
         {CALLS_JSON, "[{\"name\":\"\"}]", QW_E_ARG, "tools[0]: a function needs a name"},
     };
@@ -691,7 +750,8 @@ static size_t fill_in(char *out, const char *form, qw_text source)
 static void test_nonsense(void **state)
 {
     static const char *const schemas[] = {
-        "{\"type\":\"object\",\"properties\":{\"a\":{\"pattern\":\"%\"}}}", "{\"patternProperties\":{\"%\":{}},\"minProperties\":1}",
+        "{\"type\":\"object\",\"properties\":{\"a\":{\"pattern\":\"%\"}}}",
+            "{\"patternProperties\":{\"%\":{}},\"minProperties\":1}",
         "{\"$ref\":\"#/%\"}", "{\"enum\":[%]}", "{\"minimum\":%,\"maximum\":%}", "{\"%\":%}", "%",
     };
     char source[128], schema[512];
@@ -738,7 +798,8 @@ int main(void)
         cmocka_unit_test(test_values),     cmocka_unit_test(test_strings),        cmocka_unit_test(test_containers),
         cmocka_unit_test(test_white_space), cmocka_unit_test(test_regex),         cmocka_unit_test(test_ebnf),
         cmocka_unit_test(test_calls),      cmocka_unit_test(test_masks),          cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_back),       cmocka_unit_test(test_forced),         cmocka_unit_test(test_after_thinking),
+        cmocka_unit_test(test_back),       cmocka_unit_test(test_known_keys),
+        cmocka_unit_test(test_forced),         cmocka_unit_test(test_after_thinking),
         cmocka_unit_test(test_depth),      cmocka_unit_test(test_many_keys),      cmocka_unit_test(test_ambiguous),
         cmocka_unit_test(test_refused),    cmocka_unit_test(test_size_and_time),  cmocka_unit_test(test_nonsense),
     };

@@ -20,7 +20,8 @@ static bool same_items(const schema_compiler *c, const schema_goal *g, const sch
 {
     for (uint32_t i = 0; i < g->n; i++) {
         const schema_item *x = &c->items[g->items + i], *y = &items[i];
-        if (x->s.s != y->s.s || x->any_chosen != y->any_chosen || x->one_chosen != y->one_chosen) return false;
+        if (x->s.s != y->s.s || x->any_chosen != y->any_chosen || x->one_chosen != y->one_chosen || x->branch != y->branch)
+            return false;
     }
     return true;
 }
@@ -47,15 +48,30 @@ uint32_t schema_goal_rule(schema_compiler *c, const schema_item *items, uint32_t
 
 /* ---- the set of a goal ------------------------------------------------------------------------ */
 
-/* Adds a schema to the set. What is there already stays as it is, unless it is there because of itself. */
+/* Node i is asked for again, by `parent`. It must not be there because of itself, nor be what the branch was chosen
+ * for: a value would satisfy it if it satisfies it. */
+static void check_circle(schema_compiler *c, uint32_t i, uint32_t parent, qw_text at)
+{
+    bool chosen = c->nodes[i].item.any_chosen || c->nodes[i].item.one_chosen;
+    if (parent >= c->n) return;
+    bool circle = chosen && c->nodes[parent].item.branch;
+    for (uint32_t up = parent; !circle; up = c->nodes[up].parent) {
+        circle = up == i;
+        if (c->nodes[up].parent == up) break;
+    }
+    if (circle) schema_fail(c, QW_E_ARG, at, "the schema refers to itself and nothing else");
+}
+
+/* Adds a schema to the set, unless it is there. */
 static void add_schema(schema_compiler *c, const schema_item *item, uint32_t parent, qw_text at)
 {
     for (uint32_t i = 0; i < c->n; i++) {
         if (c->nodes[i].item.s.s != item->s.s) continue;
-        for (uint32_t up = parent;; up = c->nodes[up].parent) {
-            if (up == i && parent < c->n) schema_fail(c, QW_E_ARG, at, "the schema refers to itself and nothing else");
-            if (up >= c->n || c->nodes[up].parent == up) return;
-        }
+        bool branch = item->branch || (parent < c->n && c->nodes[parent].item.branch);
+        check_circle(c, i, parent, at);
+        c->again |= branch && !c->nodes[i].item.branch;
+        c->nodes[i].item.branch |= branch;
+        return;
     }
     if (c->n == SCHEMA_SET_MAX) {
         schema_fail(c, QW_E_LIMIT, at, "more than %d schemas apply to one place", SCHEMA_SET_MAX);
@@ -64,6 +80,7 @@ static void add_schema(schema_compiler *c, const schema_item *item, uint32_t par
     schema_node *node = &c->nodes[c->n];
     if (!schema_read(c, item->s, node)) return;
     node->item = *item;
+    node->item.branch |= parent < c->n && c->nodes[parent].item.branch;
     node->parent = parent < c->n ? parent : c->n;
     c->n++;
 }
@@ -89,7 +106,10 @@ static void collect(schema_compiler *c, const schema_goal *g)
         const schema_item item = c->items[g->items + i];
         add_schema(c, &item, UINT32_MAX, item.s);
     }
-    for (uint32_t i = 0; i < c->n && grammar_ok(c->b); i++) follow(c, i);
+    do {
+        c->again = false;
+        for (uint32_t i = 0; i < c->n && grammar_ok(c->b); i++) follow(c, i);
+    } while (c->again && grammar_ok(c->b));
 }
 
 /* ---- alternatives ----------------------------------------------------------------------------- */
@@ -125,12 +145,13 @@ static uint32_t branches_ast(schema_compiler *c, uint32_t i, bool one, bool raw)
     for (uint32_t k = 0; k < c->n; k++) {
         if (k == i && c->n == 1 && !other) continue;
         items[n] = c->nodes[k].item;
+        items[n].branch = false;
         if (k == i) *(one ? &items[n].one_chosen : &items[n].any_chosen) = true;
         n++;
     }
     for (size_t pos = 0; grammar_ok(c->b) && qw_json_next(branches, &pos, &key, &value); count++) {
         if (count == ALTERNATIVES_MAX) schema_fail(c, QW_E_LIMIT, at, "more than %d alternatives", ALTERNATIVES_MAX);
-        items[n] = (schema_item){.s = value};
+        items[n] = (schema_item){.s = value, .branch = true};
         ast_add(c->b, alt, ast_call(c->b, schema_goal_rule(c, items, n + 1, raw)));
     }
     return alt;

@@ -23,10 +23,10 @@ enum { TYPE_NULL = 1, TYPE_BOOL = 2, TYPE_INTEGER = 4, TYPE_NUMBER = 8, TYPE_STR
 
 enum { SCHEMA_SET_MAX = 64, SCHEMA_MIN_MAX = 60000, SCHEMA_PATTERNS_MAX = 64, BUCKETS = 4096 };
 
-/* A schema of a goal. chosen: anyOf and oneOf were decided. */
+/* A schema of a goal. chosen: anyOf and oneOf were decided; branch: it is what the last decision chose. */
 typedef struct schema_item {
     qw_text s;
-    bool any_chosen, one_chosen;
+    bool any_chosen, one_chosen, branch;
 } schema_item;
 
 typedef struct schema_goal {
@@ -56,7 +56,8 @@ typedef struct schema_compiler {
     uint32_t buckets[BUCKETS];
     schema_node nodes[SCHEMA_SET_MAX]; /* the goal that is being compiled */
     uint32_t n;
-    qw_buf text;       /* scratch */
+    bool again;        /* a schema turned out to be of a branch after it was followed, perhaps */
+    qw_buf text;       /* the document */
 } schema_compiler;
 
 /* Sets the error, with the place of a schema in front. */

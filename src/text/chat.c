@@ -218,10 +218,25 @@ fail:
     return status;
 }
 
+/* Where the tokens that the model said in this turn are known, they take the place of what was rendered since byte `at`. */
+static qw_status recall(const chat_renderer *w, size_t i, const chat_turn *t, size_t at)
+{
+    qw_recalled found;
+    const qw_message *m = &w->messages[i];
+    const char *text = qw_buf_str(&w->out->text);
+    qw_chat_ask ask = {.before = {text, at}, .message = m, .content = t->content, .reasoning = t->reasoning,
+                       .reasoning_given = m->reasoning.s || t->reasoning.n > 0, .strips = t->strips, .block = t->block,
+                       .may_block = t->may_block, .turn = {text + at, w->out->text.n - at},
+                       .segments = w->out->segments, .n_segments = w->out->n};
+    if (!w->memory || !w->memory->recall(w->memory->ctx, &ask, &found)) return QW_OK;
+    return qw_chat_put_recalled(w, at, &found);
+}
+
 static qw_status render_assistant(const chat_renderer *w, size_t i, size_t query)
 {
     chat_turn t = qw_chat_turn(w, i, query);
     QW_TRY(qw_chat_markup(w, "<|im_start|>assistant\n"));
+    size_t at = w->out->text.n;
     if (t.block) {
         QW_TRY(qw_chat_markup(w, "<think>\n"));
         QW_TRY(qw_chat_plain(w, t.reasoning));
@@ -229,6 +244,7 @@ static qw_status render_assistant(const chat_renderer *w, size_t i, size_t query
     }
     QW_TRY(qw_chat_plain(w, t.content));
     if (w->messages[i].n_tool_calls > 0) QW_TRY(qw_chat_calls(w, i, t.spoken));
+    QW_TRY(recall(w, i, &t, at));
     return qw_chat_markup(w, "<|im_end|>\n");
 }
 
@@ -272,6 +288,7 @@ static qw_status render_prompt(const chat_renderer *w)
 {
     const char *think = w->thinks ? w->row->think : w->row->no_think;
     QW_TRY(qw_chat_markup(w, "<|im_start|>assistant\n"));
+    w->out->answer_at = w->out->text.n;
     if (!think) return QW_OK;
     QW_TRY(qw_chat_markup(w, think));
     w->out->in_thinking = w->thinks && *think;
@@ -294,6 +311,13 @@ static void choose(chat_renderer *w, qw_chat_format f, const qw_chat_options *o)
 qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_messages, qw_text tools,
                          const qw_chat_options *options, bool add_generation_prompt, qw_rendered *out, qw_err *err)
 {
+    return qw_chat_render_recalled(f, messages, n_messages, tools, options, add_generation_prompt, NULL, out, err);
+}
+
+qw_status qw_chat_render_recalled(qw_chat_format f, const qw_message *messages, size_t n_messages, qw_text tools,
+                                  const qw_chat_options *options, bool add_generation_prompt,
+                                  const qw_chat_memory *memory, qw_rendered *out, qw_err *err)
+{
     qw_chat_options o = options ? *options : (qw_chat_options){0};
     *out = (qw_rendered){0};
     qw_buf_init(&out->text, QW_RENDERED_BYTES_MAX, "the rendered conversation");
@@ -302,7 +326,8 @@ qw_status qw_chat_render(qw_chat_format f, const qw_message *messages, size_t n_
     if (n_messages == 0) return qw_fail(err, QW_E_ARG, "a conversation needs at least one message");
     if ((size_t)o.effort >= sizeof effort_texts / sizeof *effort_texts)
         return qw_fail(err, QW_E_ARG, "there is no thinking effort %d", (int)o.effort);
-    chat_renderer w = {.row = &rows[f], .messages = messages, .n = n_messages, .out = out, .err = err};
+    chat_renderer w = {.row = &rows[f], .messages = messages, .n = n_messages, .memory = memory, .out = out,
+                       .err = err};
     chat_role first = CHAT_USER, other;
     qw_status status;
     choose(&w, f, &o);

@@ -44,12 +44,18 @@ enum {
     QW_SEGMENTS_MAX = 1 << 20
 };
 
-typedef enum qw_segment_kind { QW_SEGMENT_MARKUP = 0, QW_SEGMENT_PLAIN, QW_SEGMENT_EDGE } qw_segment_kind;
+typedef enum qw_segment_kind {
+    QW_SEGMENT_MARKUP = 0,
+    QW_SEGMENT_PLAIN,
+    QW_SEGMENT_EDGE,
+    QW_SEGMENT_TOKENS /* of an earlier answer, as they were sampled (chat_recall.h); never joined */
+} qw_segment_kind;
 
 typedef struct qw_segment {
     qw_segment_kind kind;
     size_t begin, end; /* bytes in qw_rendered.text; an edge is empty */
     size_t n_messages; /* EDGE: so many messages are before it, tools and a default system text not counted */
+    size_t token, n_tokens; /* TOKENS: in qw_rendered.tokens */
 } qw_segment;
 
 /* Zero-initialise; qw_rendered_free frees. Neighbouring segments of one kind are joined. */
@@ -57,6 +63,8 @@ typedef struct qw_rendered {
     qw_buf text;
     qw_segment *segments; /* owns */
     size_t n, cap;
+    qw_tokens tokens;     /* owns: of all TOKENS segments */
+    size_t answer_at;     /* with a generation prompt: bytes up to the end of "<|im_start|>assistant\n" */
     bool in_thinking;     /* the text ends inside a thinking block: the answer begins there */
 } qw_rendered;
 void qw_rendered_free(qw_rendered *r);

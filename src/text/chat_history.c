@@ -47,15 +47,17 @@ chat_turn qw_chat_turn(const chat_renderer *w, size_t i, size_t query)
     if (row->history == CHAT_HISTORY_CUT || row->history == CHAT_HISTORY_CUT_OLD) return cut_turn(w, i);
     chat_turn t = {.content = m->content, .reasoning = m->reasoning};
     /* Qwen3-Coder strips the words before calls alone. */
-    if (row->strips || (qw_chat_xml_calls(row) && m->n_tool_calls > 0)) t.content = qw_py_strip(t.content);
+    t.strips = row->strips || (qw_chat_xml_calls(row) && m->n_tool_calls > 0);
+    if (t.strips) t.content = qw_py_strip(t.content);
     if (row->history != CHAT_HISTORY_WHOLE && row->history != CHAT_HISTORY_FIELD && !m->reasoning.s) split(&t);
     t.spoken = (row->strips ? qw_py_strip(t.content) : t.content).n > 0;
     if (row->history == CHAT_HISTORY_QUERY) {
-        t.block = i > query && (i + 1 == w->n || t.reasoning.n > 0);
+        t.may_block = i > query;
+        t.block = t.may_block && (i + 1 == w->n || t.reasoning.n > 0);
         t.reasoning = qw_py_lstrip_lines(qw_py_rstrip_lines(t.reasoning));
         if (t.block) t.content = qw_py_lstrip_lines(t.content);
     } else if (row->history != CHAT_HISTORY_WHOLE) {
-        t.block = w->keeps || i > query;
+        t.block = t.may_block = w->keeps || i > query;
         t.reasoning = qw_py_strip(t.reasoning);
     }
     return t;

@@ -1,12 +1,14 @@
 /* chat_private.h: what the files of the chat renderer share.
  *
  * chat.c has the table of formats and walks the messages; chat_tools.c writes tool definitions and calls, chat_xml.c
- * those of Qwen3-Coder; chat_history.c decides what of an earlier answer is shown; chat_segments.c keeps the segments.
+ * those of Qwen3-Coder; chat_history.c decides what of an earlier answer is shown; chat_segments.c keeps the segments,
+ * chat_recall.c knows when sampled tokens stand for a turn.
  */
 #ifndef QW_TEXT_CHAT_PRIVATE_H
 #define QW_TEXT_CHAT_PRIVATE_H
 
 #include "text/chat.h"
+#include "text/chat_recall.h"
 
 /* How tools are described. */
 typedef enum chat_tools { CHAT_TOOLS_NONE = 0, CHAT_TOOLS_JSON, CHAT_TOOLS_XML } chat_tools;
@@ -60,6 +62,7 @@ typedef struct chat_renderer {
     size_t n;
     bool thinks, keeps;
     const char *effort; /* text, or NULL */
+    const qw_chat_memory *memory; /* or NULL */
     size_t n_done;      /* messages rendered so far */
     qw_rendered *out;
     qw_err *err;
@@ -71,6 +74,8 @@ typedef enum chat_role { CHAT_SYSTEM, CHAT_USER, CHAT_ASSISTANT, CHAT_TOOL, CHAT
 qw_status qw_chat_mark(const chat_renderer *w, qw_segment_kind kind) QW_MUST_CHECK;
 qw_status qw_chat_markup(const chat_renderer *w, const char *s) QW_MUST_CHECK;
 qw_status qw_chat_plain(const chat_renderer *w, qw_text s) QW_MUST_CHECK;
+/* Puts these tokens in the place of the first n_replaced bytes after byte `at`. */
+qw_status qw_chat_put_recalled(const chat_renderer *w, size_t at, const qw_recalled *r) QW_MUST_CHECK;
 
 /* ---- chat.c */
 bool qw_chat_xml_calls(const chat_row *row);
@@ -83,6 +88,8 @@ qw_status qw_chat_blame(qw_err *err, qw_status status, const char *where) QW_MUS
 typedef struct chat_turn {
     qw_text reasoning, content; /* borrow from the message */
     bool block;                 /* the turn shows its thinking */
+    bool may_block;             /* it does, or would if there were some */
+    bool strips;                /* content is trimmed */
     bool spoken;                /* something stands before the calls */
 } chat_turn;
 chat_turn qw_chat_turn(const chat_renderer *w, size_t i, size_t query);

@@ -155,6 +155,8 @@ typedef struct qw_request {
     int64_t max_tokens;         /* of the answer; 0: as many as the context still holds */
     const char *const *stop;    /* the answer ends before one of these texts */
     size_t n_stop;
+    int64_t thinking_tokens_max; /* CHAT: then the thinking is closed for the model; 0: no limit (docs/engine-thinking.md) */
+    qw_switch stop_loops;       /* end an answer that says the same for ever; by default in CHAT without ignore_eos */
     bool ignore_eos;            /* go on after the end token, for measurements */
     bool one_call;              /* CHAT: the answer ends after its first tool call */
     qw_form_request form;       /* holds from the end of the thinking on */
@@ -166,7 +168,8 @@ typedef struct qw_request {
 /* Sampling as the model's makers recommend, no log-probabilities, a random seed. */
 qw_request qw_request_default(const qw_model *model);
 
-/* Token ids of a request's prompt as qw_submit would queue them; free() *ids. */
+/* Token ids of a request's prompt as qw_submit would queue them; free() *ids. Answers in it that the model gave have the
+ * tokens that were sampled. */
 qw_status qw_render(const qw_model *model, const qw_request *request, int32_t **ids, size_t *n, qw_err *err);
 
 /* ---- engine ----------------------------------------------------------------------------------- */
@@ -234,7 +237,8 @@ typedef enum qw_finish {
     QW_FINISH_LENGTH,     /* max_tokens reached */
     QW_FINISH_CONTEXT,    /* the context is full */
     QW_FINISH_CANCELLED,
-    QW_FINISH_DEADLINE
+    QW_FINISH_DEADLINE,
+    QW_FINISH_REPETITION  /* it went on saying the same */
 } qw_finish;
 
 typedef struct qw_top_logprob {
@@ -286,7 +290,7 @@ typedef struct qw_event {
     qw_text text;                  /* TEXT, REASONING, CALL_ARGUMENTS, WARNING; valid until the next qw_poll */
     const qw_event_token *tokens;  /* tokens sampled since the last event; text may lag behind them */
     size_t n_tokens;               /* every token but the end token comes once, if need be with an empty text */
-    const qw_tool_call *call;      /* CALL_BEGIN, CALL_END; ids are the business of wire formats: id is NULL */
+    const qw_tool_call *call;      /* CALL_BEGIN, CALL_END; id: unguessable, found again when it comes back */
     uint32_t call_index;           /* CALL_*: 0 for the first call of the answer */
     bool complete;                 /* CALL_END */
     qw_finish finish;              /* DONE */

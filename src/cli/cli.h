@@ -209,6 +209,7 @@ void qw_cli_sampling_apply(const qw_cli_sampling *s, qw_request *r);
 typedef struct qw_cli_thinking { /* zeroed: as the model does by itself */
     bool on, off;                /* --think, --no-think */
     const char *effort;          /* NULL: the model's own */
+    int64_t budget;              /* tokens; 0: no limit */
 } qw_cli_thinking;
 
 /* Options for a request. 0, or 2 after an error: both switches, or no such effort. */
@@ -219,7 +220,8 @@ const char *qw_cli_thinking_fault(const qw_model *model, qw_switch thinking);
 #define QW_CLI_THINKING_OPTS(t)                                                                    \
     {0, "think", QW_CLI_FLAG, &(t)->on, NULL, "think before the answer (the model's own way)", 0, 0},  \
     {0, "no-think", QW_CLI_FLAG, &(t)->off, NULL, "answer at once, where the model can", 0, 0},    \
-    {0, "effort", QW_CLI_STR, &(t)->effort, "LEVEL", "how much to think: low, medium, xhigh (Qwen3.8)", 0, 0}
+    {0, "effort", QW_CLI_STR, &(t)->effort, "LEVEL", "how much to think: low, medium, xhigh", 0, 0}, \
+    {0, "think-budget", QW_CLI_INT, &(t)->budget, "N", "think at most N tokens, then answer", 1, 1 << 30}
 
 /* ---- errors and output ------------------------------------------------------------------------ */
 

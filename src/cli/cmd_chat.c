@@ -343,7 +343,7 @@ static void set_model_name(qw_session *s, const qw_model_info *info)
 }
 
 static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, const qw_chat_options *options,
-                    const char *system)
+                    int64_t thinking_tokens_max, const char *system)
 {
     chat c = {.input_is_terminal = isatty(STDIN_FILENO)};
     qw_session *s = &c.session;
@@ -358,6 +358,7 @@ static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, cons
     s->engine = engine;
     s->sampling = sampling;
     s->chat = *options;
+    s->thinking_tokens_max = thinking_tokens_max;
     s->on_terminal = c.input_is_terminal;
     s->notes = c.input_is_terminal && isatty(STDOUT_FILENO) ? stdout : stderr;
     s->notes_dim = c.input_is_terminal && isatty(fileno(s->notes));
@@ -408,7 +409,7 @@ int qw_cmd_chat(int argc, char **argv)
     int rc = qw_cli_parse(&spec, &argc, argv);
     if (rc == QW_CLI_GO) {
         rc = qw_cli_thinking_apply(&thinking, "chat", &options);
-        if (rc == 0) rc = run_chat(&m, &sampling, &options, system);
+        if (rc == 0) rc = run_chat(&m, &sampling, &options, thinking.budget, system);
     }
     qw_cli_strs_free(&sampling.stop);
     return rc;

@@ -64,8 +64,10 @@ static int check_options(const run_options *o)
     if (o->system != NULL && (o->raw || o->suffix != NULL))
         return qw_cli_usage("run", "--system needs the chat format: not with --raw or --suffix");
     if (o->special && !o->raw) return qw_cli_usage("run", "--special needs --raw");
-    if ((o->thinking.on || o->thinking.off || o->thinking.effort != NULL) && (o->raw || o->suffix != NULL))
-        return qw_cli_usage("run", "--think, --no-think and --effort need the chat format: not with --raw or --suffix");
+    bool thinking = o->thinking.on || o->thinking.off || o->thinking.effort != NULL || o->thinking.budget > 0;
+    if (thinking && (o->raw || o->suffix != NULL))
+        return qw_cli_usage("run", "--think, --no-think, --effort and --think-budget need the chat format: not with --raw "
+                                   "or --suffix");
     if (o->n_logprobs >= 0 && !o->json) return qw_cli_usage("run", "--logprobs needs --json");
     return 0;
 }
@@ -162,6 +164,8 @@ static int answer(const run_options *o, run_state *s, const qw_request *request)
     if (ev.finish == QW_FINISH_CONTEXT)
         fprintf(stderr, "qw: the context of %u tokens is full and the answer is cut; a larger -c holds more\n",
                 qw_engine_context(s->engine));
+    if (ev.finish == QW_FINISH_REPETITION)
+        fprintf(stderr, "qw: the answer is cut: it went on saying the same\n");
     rc = qw_cli_finish();
     return ev.finish == QW_FINISH_CANCELLED ? QW_EXIT_FAILURE : rc;
 }
@@ -187,6 +191,7 @@ static int run(run_options *o, run_state *s)
     request.messages = messages;
     request.n_messages = n;
     request.chat = o->chat;
+    request.thinking_tokens_max = o->thinking.budget;
     request.text = text;
     request.suffix = qw_text_of(o->suffix);
     request.raw_special = o->special;

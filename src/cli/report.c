@@ -29,6 +29,7 @@ const char *qw_report_finish(qw_finish finish)
     case QW_FINISH_CONTEXT: return "context";
     case QW_FINISH_CANCELLED: return "cancelled";
     case QW_FINISH_DEADLINE: return "deadline";
+    case QW_FINISH_REPETITION: return "repetition";
     }
     return "none";
 }

@@ -150,6 +150,7 @@ static qw_status submit(qw_session *s, uint64_t *id, qw_err *err)
     }
     qw_request request = qw_request_default(s->model);
     request.chat = s->chat;
+    request.thinking_tokens_max = s->thinking_tokens_max;
     request.messages = messages;
     request.n_messages = n;
     qw_cli_sampling_apply(s->sampling, &request);
@@ -262,6 +263,7 @@ static qw_session_result finish(qw_session *s, answer_state *a, const qw_event *
     if (ev->finish == QW_FINISH_CONTEXT)
         note_full(s, "the context is full and the answer is cut");
     if (ev->finish == QW_FINISH_STOP && a->text.n == 0) qw_session_note(s, "(an empty answer)");
+    if (ev->finish == QW_FINISH_REPETITION) qw_session_note(s, "(stopped: it went on saying the same)");
     if (ev->finish == QW_FINISH_LENGTH) qw_session_note(s, "(cut at --max-tokens)");
     if (ev->finish == QW_FINISH_CANCELLED) qw_session_note(s, "(stopped)");
     return ev->finish == QW_FINISH_CANCELLED ? QW_SESSION_STOPPED : QW_SESSION_ANSWERED;

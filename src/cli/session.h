@@ -27,6 +27,7 @@ typedef struct qw_session {
     qw_engine *engine;               /* borrows */
     const qw_cli_sampling *sampling; /* borrows */
     qw_chat_options chat;            /* thinking; /think changes it */
+    int64_t thinking_tokens_max;     /* 0: no limit */
     char model_name[256];
     FILE *notes;                     /* borrows: where remarks to the user go */
     bool notes_dim;                  /* it is a terminal */

@@ -70,7 +70,8 @@ static qw_status send_call(qw_engine_answer *a, qw_event_type type, qw_text argu
     qw_event_node *node;
     QW_TRY(new_text_event(a, type, arguments, &node, err));
     memcpy(node->call_name, a->call_name, sizeof node->call_name);
-    node->call = (qw_tool_call){.name = node->call_name, .arguments = {.s = node->text, .n = arguments.n}};
+    if (a->job->said) qw_memory_call_id(a->job->said, a->n_calls - 1, node->call_id);
+    node->call = (qw_tool_call){.id = a->job->said ? node->call_id : NULL, .name = node->call_name, .arguments = {.s = node->text, .n = arguments.n}};
     node->event.call = &node->call;
     node->event.call_index = a->n_calls - 1;
     node->event.complete = complete;
@@ -87,6 +88,7 @@ static qw_status begin_call(qw_engine_answer *a, qw_text name, qw_err *err)
     memcpy(a->call_name, name.s, n);
     a->call_name[n] = 0;
     a->n_calls++;
+    a->in_call = true;
     qw_buf_clear(&a->call_arguments);
     return send_call(a, QW_EVENT_CALL_BEGIN, (qw_text){0}, false, err);
 }
@@ -101,16 +103,23 @@ static qw_status add_arguments(qw_engine_answer *a, qw_text piece, qw_err *err)
 static qw_status end_call(qw_engine_answer *a, bool complete, qw_err *err)
 {
     if (!complete) a->n_broken++;
+    a->in_call = false;
     a->cut = a->job->one_call;
     if (a->cut && a->finish == QW_FINISH_NONE) a->finish = QW_FINISH_STOP;
     return send_call(a, QW_EVENT_CALL_END, (qw_text){qw_buf_str(&a->call_arguments), a->call_arguments.n}, complete,
                      err);
 }
 
+static bool in_thinking(const qw_engine_answer *a)
+{
+    return a->job->parser && qw_parser_in_thinking(a->job->parser);
+}
+
 static qw_status take_parsed(void *ctx, const qw_parse_event *ev, qw_err *err)
 {
     qw_engine_answer *a = ctx;
     if (a->cut && ev->kind != QW_PARSE_WARNING) return QW_OK;
+    if (a->spoken) qw_spoken_event(a->spoken, ev, in_thinking(a));
     switch (ev->kind) {
     case QW_PARSE_THINKING: return send_text(a, QW_EVENT_REASONING, ev->text, err);
     case QW_PARSE_CONTENT: return send_text(a, QW_EVENT_TEXT, ev->text, err);
@@ -129,7 +138,7 @@ static qw_status show_text(qw_engine_answer *a, qw_err *err)
     qw_text text = {qw_buf_str(&a->text), a->text.n};
     if (text.n == 0) return QW_OK;
     if (a->job->parser) return qw_parser_push(a->job->parser, text, take_parsed, a, err);
-    return send_text(a, QW_EVENT_TEXT, text, err);
+    return take_parsed(a, &(qw_parse_event){.kind = QW_PARSE_CONTENT, .text = text, .raw = text}, err);
 }
 
 /* Decoded characters through the stop strings into a->text. */
@@ -139,11 +148,6 @@ static qw_status search_stops(qw_engine_answer *a, qw_err *err)
     QW_TRY(qw_stop_push(&a->stop, qw_buf_str(&a->decoded), a->decoded.n, &a->text, &found, err));
     if (found) a->finish = QW_FINISH_STOP;
     return QW_OK;
-}
-
-static bool in_thinking(const qw_engine_answer *a)
-{
-    return a->job->parser && qw_parser_in_thinking(a->job->parser);
 }
 
 /* ---- tokens ----------------------------------------------------------------------------------- */
@@ -160,11 +164,29 @@ static qw_status show_token(qw_engine_answer *a, int32_t token, qw_err *err)
     qw_buf_clear(&a->decoded);
     qw_buf_clear(&a->text);
     if (a->tokenizer) QW_TRY(qw_detok_push(&a->detok, a->tokenizer, token, &a->decoded, err));
+    a->n_decoded += a->decoded.n;
+    if (a->spoken) qw_spoken_token_add(a->spoken, a->tokenizer, token, a->n_decoded, a->detok.n_held > 0);
     QW_TRY(search_stops(a, err));
     QW_TRY(show_text(a, err));
     if (thought || in_thinking(a)) a->usage.reasoning_tokens++;
     if (!a->sample) return QW_OK;
     return send_text(a, in_thinking(a) ? QW_EVENT_REASONING : QW_EVENT_TEXT, (qw_text){0}, err);
+}
+
+/* Said once, with the first of the closing words. */
+static qw_status warn_caught(qw_engine_answer *a, qw_err *err)
+{
+    static const char caught[] = "the model would have ended within its thinking; the thinking was closed for it";
+    a->think.caught = false;
+    return send_text(a, QW_EVENT_WARNING, (qw_text){caught, sizeof caught - 1}, err);
+}
+
+void qw_engine_answer_choose(qw_engine_answer *a, qw_sample *drawn)
+{
+    const qw_think_at at = {.in_thinking = in_thinking(a), .between = a->detok.n_held == 0 && !a->in_call,
+                            .ends = is_end(a, drawn->token)};
+    int32_t token = qw_think_next(&a->think, drawn->token, at);
+    if (token != drawn->token) *drawn = (qw_sample){.token = token};
 }
 
 qw_status qw_engine_answer_push(qw_engine_answer *a, const qw_sample *sample, qw_err *err)
@@ -178,7 +200,10 @@ qw_status qw_engine_answer_push(qw_engine_answer *a, const qw_sample *sample, qw
         return QW_OK;
     }
     a->sample = sample;
+    if (a->think.caught) QW_TRY(warn_caught(a, err));
     QW_TRY(show_token(a, sample->token, err));
+    if (job->loops && qw_loops_add(job->loops, sample->token) && a->finish == QW_FINISH_NONE)
+        a->finish = QW_FINISH_REPETITION;
     if (a->finish == QW_FINISH_NONE && job->max_tokens > 0 && a->usage.completion_tokens >= job->max_tokens)
         a->finish = QW_FINISH_LENGTH;
     return QW_OK;
@@ -195,6 +220,8 @@ void qw_engine_answer_begin(qw_engine_answer *a, const qw_job *job, const qw_tok
     qw_buf_init(&a->decoded, DECODED_BYTES_MAX, "decoded text");
     qw_buf_init(&a->text, TEXT_BYTES_MAX, "answer text");
     qw_buf_init(&a->call_arguments, ARGUMENTS_BYTES_MAX, "arguments of a tool call");
+    a->think = job->think;
+    a->spoken = job->said && tokenizer ? qw_memory_spoken(job->said) : NULL;
     qw_stop_begin(&a->stop, (const char *const *)job->stop, job->n_stop);
 }
 
@@ -263,6 +290,14 @@ static void send_end(qw_engine_answer *a, const qw_err *failure)
     push_event(a, node);
 }
 
+/* From now on it is found when a client sends it back. */
+static void remember(const qw_engine_answer *a)
+{
+    if (!a->spoken) return;
+    qw_spoken_finish(a->spoken, in_thinking(a));
+    qw_memory_keep(a->job->said);
+}
+
 void qw_engine_answer_end(qw_engine_answer *a, qw_finish finish)
 {
     static const char unanswered[] = "the model ended its answer within its thinking";
@@ -271,6 +306,7 @@ void qw_engine_answer_end(qw_engine_answer *a, qw_finish finish)
     qw_status status = flush(a, &err);
     if (status == QW_OK && last_finish(a) == QW_FINISH_STOP && !a->stop.hit && in_thinking(a))
         status = send_text(a, QW_EVENT_WARNING, (qw_text){unanswered, sizeof unanswered - 1}, &err);
+    if (status == QW_OK) remember(a); /* before anybody can ask about it */
     send_end(a, status == QW_OK ? NULL : &err);
 }
 

@@ -20,7 +20,11 @@ typedef struct qw_engine_answer {
     qw_buf decoded;                /* characters that the newest token completed */
     qw_buf text;                   /* of these, what stop strings let through */
     const qw_sample *sample;       /* the newest token, while no event carries it */
+    qw_think think;
+    qw_spoken *spoken;             /* borrows of the job; NULL: it is not written down */
+    size_t n_decoded;              /* bytes of all text so far, held back or not */
     char call_name[QW_PARSE_NAME_MAX + 1];
+    bool in_call;
     qw_buf call_arguments;         /* of the call being written, so far */
     uint32_t n_calls, n_broken;    /* calls begun, and broken off */
     bool cut;                      /* the only call is made: what follows is dropped, as after a stop string */
@@ -40,6 +44,9 @@ void qw_engine_answer_free(qw_engine_answer *a);
 void qw_engine_answer_reused(qw_engine_answer *a, uint32_t n);
 /* n more tokens of the prompt are computed; while some are left, an event tells. */
 qw_status qw_engine_answer_prefilled(qw_engine_answer *a, uint32_t n, qw_err *err) QW_MUST_CHECK;
+/* Looks at a token that was drawn, before anything is done with it: one that closes the thinking may take its place, with
+ * log-probability 0, as it was certain. */
+void qw_engine_answer_choose(qw_engine_answer *a, qw_sample *drawn);
 /* A sampled token; `sample` is not needed afterwards. Nothing may be pushed once a->finish is set. */
 qw_status qw_engine_answer_push(qw_engine_answer *a, const qw_sample *sample, qw_err *err) QW_MUST_CHECK;
 

@@ -10,10 +10,13 @@
 #include <stdatomic.h>
 
 #include "base/buf.h"
+#include "engine/loops.h"
+#include "engine/memory.h"
 #include "engine/model.h"
 #include "engine/sampler.h"
 #include "engine/state_io.h"
 #include "engine/stop.h"
+#include "engine/think.h"
 #include "model/runtime.h"
 #include "text/parse.h"
 
@@ -51,6 +54,9 @@ typedef struct qw_job {
     bool ignore_eos, fim, one_call;
     struct qw_form *form; /* owns; what the answer is held to; NULL: nothing */
     qw_parser *parser;   /* owns; takes the answer apart; NULL: all of it is text */
+    qw_think think;      /* as the answer begins */
+    qw_loops *loops;     /* owns; NULL: it may repeat itself */
+    qw_memory_answer *said; /* holds; NULL: nobody will send it back */
     atomic_bool cancelled;
     int64_t submitted_us;
 } qw_job;
@@ -66,6 +72,7 @@ typedef struct qw_event_node {
     qw_top_logprob top[QW_TOP_LOGPROBS_MAX];
     char stop[QW_STOP_BYTES_MAX + 1];
     qw_tool_call call;
+    char call_id[QW_CALL_ID_BYTES];
     char call_name[QW_PARSE_NAME_MAX + 1];
 } qw_event_node;
 void qw_event_node_free(qw_event_node *node); /* one that was not pushed */

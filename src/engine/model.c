@@ -44,7 +44,9 @@ static qw_status open_text(qw_model *m, qw_err *err)
     QW_TRY(qw_gguf_get_str(m->file, "tokenizer.chat_template", &template_text, err));
     m->chat = qw_chat_detect(template_text, &known);
     m->chat_known = known;
-    return QW_OK;
+    if (m->chat == QW_CHAT_NONE) return QW_OK;
+    QW_TRY(qw_memory_create(QW_MEMORY_BYTES_MAX, &m->memory, err));
+    return qw_chat_format_traits(m->chat).thinks ? qw_think_words_create(m->tokenizer, &m->think_words, err) : QW_OK;
 }
 
 qw_status qw_model_open(const qw_model_options *options, qw_model **out, qw_err *err)
@@ -76,6 +78,8 @@ void qw_model_close(qw_model *m)
     if (!m) return;
     qw_weights_destroy(m->weights);
     qw_token_trie_destroy(m->trie);
+    qw_memory_destroy(m->memory);
+    qw_think_words_free(&m->think_words);
     qw_tokenizer_close(m->tokenizer);
     qw_net_close(m->net);
     qw_gguf_close(m->file);

@@ -1,6 +1,7 @@
 /* model.h: what is behind the public qw_model: file, network, tokenizer, chat format, packed weights.
  *
- * Immutable after open, apart from `weights` and `trie`, which the first who needs them makes under `lock`.
+ * Immutable after open, apart from `weights` and `trie`, which the first who needs them makes under `lock`, and the memory of
+ * answers, which has a lock of its own. It is the model's and no engine's, since answers are text and qw_render looks into it, too.
  */
 #ifndef QW_ENGINE_MODEL_H
 #define QW_ENGINE_MODEL_H
@@ -10,6 +11,8 @@
 #include "qw.h"
 
 #include "engine/defaults.h"
+#include "engine/memory.h"
+#include "engine/think.h"
 #include "formats/gguf.h"
 #include "model/net.h"
 #include "model/weights.h"
@@ -24,6 +27,8 @@ struct qw_model {
     qw_chat_format chat;
     bool chat_known; /* the template is one we compared byte for byte, not a likeness */
     qw_sampling sampling; /* what the file recommends; the rest open */
+    qw_think_words think_words; /* none when it does not think */
+    qw_memory *memory;    /* owns; NULL without a chat format */
     bool exact, no_pack_cache;
     char name[256];
     pthread_mutex_t lock;

@@ -3,6 +3,10 @@
 #include <string.h>
 #include <sys/random.h>
 
+#include <openssl/evp.h>
+
+#include "base/mem.h"
+#include "engine/dial.h"
 #include "engine/model.h"
 #include "engine/request.h"
 
@@ -17,14 +21,54 @@ qw_request qw_request_default(const qw_model *model)
 qw_sampling qw_request_sampling(const qw_model *m, const qw_request *r)
 {
     qw_sampling s = r->sampling;
-    /* Only a chat says what thinking it wants; for other prompts it is as when nothing is said. */
-    const qw_chat_options said = r->kind == QW_PROMPT_CHAT ? r->chat : (qw_chat_options){0}, silent = {0};
+    const qw_chat_options said = qw_dial_of(m->chat, r).chat, silent = {0};
     bool thinks = qw_chat_thinks(m->chat, &said);
     /* What the model's makers wrote into the file is meant for the mode it is in by itself. */
     if (thinks == qw_chat_thinks(m->chat, &silent)) qw_sampling_fill(&s, &m->sampling);
     qw_sampling_fill(&s, qw_sampling_recommended(m->chat, thinks, m->net->hp.n_experts > 0));
     return s;
 }
+
+/* ---- memory of answers ------------------------------------------------------------------------ */
+
+void qw_request_owner(const qw_request *r, uint8_t out[QW_OWNER_BYTES])
+{
+    unsigned n = QW_OWNER_BYTES;
+    int hashed = EVP_Digest(r->owner.n ? r->owner.s : "", r->owner.n, out, &n, EVP_sha256(), NULL);
+    QW_ASSERT(hashed == 1 && n == QW_OWNER_BYTES);
+}
+
+qw_status qw_request_said(const qw_model *m, const qw_request *r, const qw_prompt *prompt, qw_memory_answer **out,
+                          qw_err *err)
+{
+    uint8_t owner[QW_OWNER_BYTES];
+    *out = NULL;
+    if (r->kind != QW_PROMPT_CHAT) return QW_OK;
+    qw_request_owner(r, owner);
+    return qw_memory_begin(m->memory, owner, prompt->place, qw_text_of(prompt->lead), out, err);
+}
+
+/* Renders with what is remembered, and notes where the answer will stand. */
+static qw_status render_remembered(const qw_model *m, const qw_request *r, qw_rendered *rendered, qw_prompt *out, qw_err *err)
+{
+    qw_memory_reader reader;
+    uint8_t owner[QW_OWNER_BYTES];
+    const qw_chat_memory memory = {.ctx = &reader, .recall = qw_memory_recall};
+    const qw_dial dial = qw_dial_of(m->chat, r);
+    qw_request_owner(r, owner);
+    qw_memory_read(&reader, m->memory, owner);
+    qw_status status = qw_chat_render_recalled(m->chat, r->messages, r->n_messages, r->tools, &dial.chat, true, &memory,
+                                               rendered, err);
+    const char *text = qw_buf_str(&rendered->text);
+    if (status == QW_OK) {
+        out->place = qw_memory_place(&reader, (qw_text){text, rendered->answer_at});
+        status = qw_strndup(&out->lead, text + rendered->answer_at, rendered->text.n - rendered->answer_at, err);
+    }
+    qw_memory_read_end(&reader);
+    return status;
+}
+
+/* ---- prompts ---------------------------------------------------------------------------------- */
 
 static qw_status render_chat(const qw_model *m, const qw_request *r, qw_prompt *out, qw_err *err)
 {
@@ -36,7 +80,7 @@ static qw_status render_chat(const qw_model *m, const qw_request *r, qw_prompt *
     if (r->n_messages > QW_MESSAGES_MAX) {
         return qw_fail(err, QW_E_LIMIT, "%zu messages, at most %d are allowed", r->n_messages, QW_MESSAGES_MAX);
     }
-    qw_status status = qw_chat_render(m->chat, r->messages, r->n_messages, r->tools, &r->chat, true, &rendered, err);
+    qw_status status = render_remembered(m, r, &rendered, out, err);
     if (status == QW_OK) status = qw_chat_tokenize(m->tokenizer, &rendered, &out->tokens, &out->edges, err);
     out->in_thinking = rendered.in_thinking;
     qw_rendered_free(&rendered);
@@ -86,6 +130,7 @@ void qw_prompt_free(qw_prompt *p)
 {
     qw_tokens_free(&p->tokens);
     free(p->edges.at);
+    free(p->lead);
     *p = (qw_prompt){0};
 }
 
@@ -122,6 +167,22 @@ qw_status qw_request_parser(const qw_model *m, const qw_request *r, bool in_thin
     return options.thinks || options.tools.n > 0 ? qw_parser_create(&options, out, err) : QW_OK;
 }
 
+/* ---- thinking and loops ------------------------------------------------------------------------ */
+
+qw_think qw_request_think(const qw_model *m, const qw_request *r)
+{
+    bool any = r->kind == QW_PROMPT_CHAT && qw_chat_format_traits(m->chat).thinks;
+    return (qw_think){.words = any ? &m->think_words : NULL, .tokens_max = qw_dial_of(m->chat, r).tokens_max};
+}
+
+qw_status qw_request_loops(const qw_request *r, qw_loops **out, qw_err *err)
+{
+    bool by_default = r->kind == QW_PROMPT_CHAT && !r->ignore_eos;
+    bool stops = r->stop_loops == QW_SWITCH_DEFAULT ? by_default : r->stop_loops == QW_SWITCH_ON;
+    *out = NULL;
+    return stops ? qw_loops_create(out, err) : QW_OK;
+}
+
 qw_status qw_render(const qw_model *m, const qw_request *r, int32_t **ids, size_t *n, qw_err *err)
 {
     qw_prompt prompt = {0};
@@ -156,6 +217,10 @@ qw_status qw_request_check(const qw_model *m, const qw_request *r, const qw_samp
     QW_TRY(qw_sampling_check(sampling, m->net->hp.n_vocab, err));
     if (r->max_tokens < 0) {
         return qw_fail(err, QW_E_ARG, "max_tokens is %lld, want 0 (no limit) or more", (long long)r->max_tokens);
+    }
+    if (r->thinking_tokens_max < 0) {
+        return qw_fail(err, QW_E_ARG, "thinking_tokens_max is %lld, want 0 (no limit) or more",
+                       (long long)r->thinking_tokens_max);
     }
     return check_stops(r, err);
 }

@@ -2,7 +2,10 @@
 #ifndef QW_ENGINE_REQUEST_H
 #define QW_ENGINE_REQUEST_H
 
+#include "engine/loops.h"
+#include "engine/memory.h"
 #include "engine/sampler.h"
+#include "engine/think.h"
 #include "text/parse.h"
 #include "text/tokenizer.h"
 
@@ -16,6 +19,8 @@ typedef struct qw_prompt {
     qw_tokens tokens;  /* at least one */
     qw_edges edges;    /* CHAT: where its messages end */
     bool in_thinking;  /* it ends inside a thinking block */
+    uint64_t place;    /* CHAT: of its answer, in the model's memory */
+    char *lead;        /* CHAT: owns; what it ends with, behind "<|im_start|>assistant\n" */
 } qw_prompt;
 void qw_prompt_free(qw_prompt *p); /* a zeroed one is fine */
 
@@ -24,5 +29,14 @@ qw_status qw_request_prompt(const qw_model *m, const qw_request *r, qw_prompt *o
 /* What takes the answer apart; NULL where it can hold neither thinking nor calls. */
 qw_status qw_request_parser(const qw_model *m, const qw_request *r, bool in_thinking, qw_parser **out,
                             qw_err *err) QW_MUST_CHECK;
+/* How the thinking of the answer is bounded. */
+qw_think qw_request_think(const qw_model *m, const qw_request *r);
+/* What notices that the answer repeats itself; NULL where it may. */
+qw_status qw_request_loops(const qw_request *r, qw_loops **out, qw_err *err) QW_MUST_CHECK;
+/* Where the answer is written down, to be known when a client sends it back; NULL where none will. */
+qw_status qw_request_said(const qw_model *m, const qw_request *r, const qw_prompt *prompt, qw_memory_answer **out,
+                          qw_err *err) QW_MUST_CHECK;
+/* Whose request it is, as a hash of the name. */
+void qw_request_owner(const qw_request *r, uint8_t out[QW_OWNER_BYTES]);
 
 #endif

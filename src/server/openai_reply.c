@@ -83,7 +83,16 @@ json_t *qw_chat_cache(const qw_event *done)
 static const char *finish_reason(qw_finish finish)
 {
     if (finish == QW_FINISH_TOOL_CALLS) return "tool_calls";
-    return finish == QW_FINISH_LENGTH || finish == QW_FINISH_CONTEXT ? "length" : "stop";
+    bool cut = finish == QW_FINISH_LENGTH || finish == QW_FINISH_CONTEXT || finish == QW_FINISH_REPETITION;
+    return cut ? "length" : "stop";
+}
+
+/* OpenAI has no word for a loop: it is told beside finish_reason. */
+static json_t *with_reason(json_t *choice, qw_finish finish)
+{
+    if (choice != NULL && finish == QW_FINISH_REPETITION)
+        json_object_set_new(choice, "stop_reason", json_string("repetition"));
+    return choice;
 }
 
 /* ---- calls and thinking ----------------------------------------------------------------------- */
@@ -128,30 +137,31 @@ static json_t *answer_object(const qw_chat_head *h, const char *object, json_t *
                      choices);
 }
 
-/* delta and tokens: takes; finish: NULL while the answer goes on */
-static json_t *chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, const char *finish, bool with_usage)
+/* delta and tokens: takes; finish: NONE while the answer goes on */
+static json_t *chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, qw_finish finish, bool with_usage)
 {
     json_t *choice = json_pack("{s:i, s:o, s:o, s:s?}", "index", 0, "delta", delta, "logprobs",
-                               logprobs_object(tokens), "finish_reason", finish);
-    json_t *out = answer_object(h, "chat.completion.chunk", json_pack("[o]", choice));
+                               logprobs_object(tokens), "finish_reason",
+                               finish != QW_FINISH_NONE ? finish_reason(finish) : NULL);
+    json_t *out = answer_object(h, "chat.completion.chunk", json_pack("[o]", with_reason(choice, finish)));
     if (out != NULL && with_usage) json_object_set_new(out, "usage", json_null());
     return out;
 }
 
 json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage)
 {
-    return chunk(h, json_pack("{s:s, s:s, s:n}", "role", "assistant", "content", "", "refusal"), NULL, NULL,
-                 with_usage);
+    return chunk(h, json_pack("{s:s, s:s, s:n}", "role", "assistant", "content", "", "refusal"), NULL,
+                 QW_FINISH_NONE, with_usage);
 }
 
 json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage)
 {
-    return chunk(h, delta, tokens, NULL, with_usage);
+    return chunk(h, delta, tokens, QW_FINISH_NONE, with_usage);
 }
 
 json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_usage)
 {
-    return chunk(h, json_object(), NULL, finish_reason(finish), with_usage);
+    return chunk(h, json_object(), NULL, finish, with_usage);
 }
 
 json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_event *done)
@@ -175,7 +185,7 @@ json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasonin
     if (calls != NULL) json_object_set_new(message, "tool_calls", calls);
     json_t *choice = json_pack("{s:i, s:o, s:o, s:s}", "index", 0, "message", message, "logprobs",
                                logprobs_object(tokens), "finish_reason", finish_reason(done->finish));
-    json_t *out = answer_object(h, "chat.completion", json_pack("[o]", choice));
+    json_t *out = answer_object(h, "chat.completion", json_pack("[o]", with_reason(choice, done->finish)));
     json_object_set_new(out, "usage", qw_chat_usage(&done->usage));
     json_object_set_new(out, "qw_cache", qw_chat_cache(done));
     return out;

@@ -211,10 +211,43 @@ static bool take_effort(void *target, const char *param, json_t *value, qw_api_e
     return qw_field_bad(e, param, "want none, minimal, low, medium, high, xhigh or max");
 }
 
+/* So many tokens; none at all is thinking switched off, and where it cannot be, closed at once. */
+static bool take_budget(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    qw_chat_request *r = target;
+    json_int_t n = json_integer_value(value);
+    if (!json_is_integer(value) || n < 0 || n > 1 << 30)
+        return qw_field_bad(e, param, "want a number of tokens from 0 to %d, got %s", 1 << 30, qw_json_kind(value));
+    if (n == 0) r->request.chat.thinking = QW_SWITCH_OFF;
+    r->request.thinking_tokens_max = n > 0 ? n : 1;
+    return true;
+}
+
+/* {"type": "enabled" or "disabled", "budget_tokens": N}, as clients of other services send it. */
+static bool take_thinking_object(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    char inner[QW_PARAM_BYTES];
+    qw_chat_request *r = target;
+    const char *type = c_text(json_object_get(value, "type"));
+    json_t *budget = json_object_get(value, "budget_tokens");
+    bool on = type != NULL && strcmp(type, "enabled") == 0, off = type != NULL && strcmp(type, "disabled") == 0;
+    if (!on && !off) return qw_field_bad(e, param, "want an object whose type is \"enabled\" or \"disabled\"");
+    r->request.chat.thinking = on ? QW_SWITCH_ON : QW_SWITCH_OFF;
+    qw_field_name(inner, "%s.budget_tokens", param);
+    return off || budget == NULL || take_budget(target, inner, budget, e);
+}
+
+static bool take_stop_loops(void *target, const char *param, json_t *value, qw_api_error *e)
+{
+    return take_switch(&((qw_chat_request *)target)->request.stop_loops, param, value, e);
+}
+
 /* Later rows win. */
 #define THINKING_FIELDS                                                                                      \
     {"reasoning_effort", QW_FIELD_CUSTOM, 0, 0, 0, take_effort},                                             \
     {"enable_thinking", QW_FIELD_CUSTOM, 0, 0, 0, take_thinking},                                            \
+    {"thinking_budget", QW_FIELD_CUSTOM, 0, 0, 0, take_budget},                                              \
+    {"thinking_token_budget", QW_FIELD_CUSTOM, 0, 0, 0, take_budget},                                        \
     {"preserve_thinking", QW_FIELD_CUSTOM, 0, 0, 0, take_preserve}
 
 /* Where clients of other servers put what goes to the template. */
@@ -463,7 +496,9 @@ static const qw_field request_fields[] = {
     {"tool_choice", QW_FIELD_CUSTOM, 0, 0, 0, take_tool_choice},
     {"parallel_tool_calls", QW_FIELD_CUSTOM, 0, 0, 0, take_parallel},
     {"chat_template_kwargs", QW_FIELD_CUSTOM, 0, 0, 0, take_template_kwargs},
+    {"thinking", QW_FIELD_CUSTOM, 0, 0, 0, take_thinking_object},
     THINKING_FIELDS,
+    {"stop_loops", QW_FIELD_CUSTOM, 0, 0, 0, take_stop_loops},
     {"temperature", QW_FIELD_FLOAT, SAMPLING(temperature), 0, 2, NULL},
     {"top_p", QW_FIELD_FLOAT, SAMPLING(top_p), 0, 1, NULL},
     {"top_k", QW_FIELD_I32, AT(top_k), -1, 1 << 24, NULL},

@@ -122,7 +122,8 @@ qw_chat_traits qw_chat_format_traits(qw_chat_format f)
     return (qw_chat_traits){.tools = row->tools != CHAT_TOOLS_NONE,
                             .xml_calls = qw_chat_xml_calls(row),
                             .thinks = row->thinking != CHAT_THINKING_NEVER,
-                            .switches = row->thinking == CHAT_THINKING_SWITCH};
+                            .switches = row->thinking == CHAT_THINKING_SWITCH,
+                            .efforts = row->efforts};
 }
 
 bool qw_chat_thinks(qw_chat_format f, const qw_chat_options *options)

@@ -48,7 +48,7 @@ typedef enum qw_segment_kind {
     QW_SEGMENT_MARKUP = 0,
     QW_SEGMENT_PLAIN,
     QW_SEGMENT_EDGE,
-    QW_SEGMENT_TOKENS /* of an earlier answer, as they were sampled (chat_recall.h); never joined */
+    QW_SEGMENT_TOKENS /* of an earlier answer, as they were sampled (chat_recall.h); markup follows */
 } qw_segment_kind;
 
 typedef struct qw_segment {
@@ -80,6 +80,7 @@ typedef struct qw_chat_traits {
     bool xml_calls;   /* <function=NAME> */
     bool thinks;      /* may begin with a thinking block */
     bool switches;    /* thinking can be switched off */
+    bool efforts;     /* the format has words for how much to think */
 } qw_chat_traits;
 qw_chat_traits qw_chat_format_traits(qw_chat_format f);
 /* Whether an answer begins with thinking when it is asked for with these options. */

@@ -19,7 +19,7 @@ qw_status qw_chat_mark(const chat_renderer *w, qw_segment_kind kind)
     qw_segment *last = r->n ? &r->segments[r->n - 1] : NULL;
     size_t begin = last ? last->end : 0;
     if (kind != QW_SEGMENT_EDGE && begin == r->text.n) return QW_OK;
-    if (last && last->kind == kind && kind != QW_SEGMENT_TOKENS) {
+    if (last && last->kind == kind) {
         last->end = r->text.n;
         return QW_OK;
     }

@@ -1,0 +1,708 @@
+/* test_memory.c: answers that come back as JSON are rendered from the tokens that were sampled.
+ *
+ * A conversation is played without a model: each prompt is rendered, tokenised and answered with a random text in the form
+ * of thinking, words and calls, cut into tokens at random, as a model may well do that does not write what the tokenizer
+ * would. The answer goes through qw_engine_answer; what its events say is what the client sends back. Then the next prompt
+ * has to begin with this prompt, the sampled tokens and the end token, wherever the template shows the thinking.
+ * What was edited on its way has to give the template's text, byte for byte, and no control token but the template's.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/answer.h"
+#include "text/json_same.h"
+
+#include "small_vocab.h"
+
+enum { SEED = 20261129, TURNS_MAX = 24, TEXT_MAX = 4096, ROUNDS = 300, N_IDS = N_SMALL + 3 };
+enum { ID_THINK = N_SMALL, ID_THINK_END, ID_LINE_A };
+
+#define TOOLS                                                                                                  \
+    "[{\"type\": \"function\", \"function\": {\"name\": \"weather\", \"parameters\": {\"type\": \"object\", "  \
+    "\"properties\": {\"place\": {\"type\": \"string\"}, \"days\": {\"type\": \"integer\"}}}}}]"
+#define TEXT(s) ((qw_text){s, sizeof s - 1})
+
+static small_vocab vocab;
+static qw_tokenizer *tokenizer;
+static uint64_t random_state;
+
+static uint32_t below(uint32_t n)
+{
+    random_state = random_state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(random_state >> 33) % n;
+}
+
+/* The small vocabulary with the tags of thinking, and a line break with a letter, which no merge leads to. */
+static void open_vocab(void)
+{
+    static qw_text tokens[N_IDS];
+    static uint8_t types[N_IDS];
+    qw_err err;
+    small_vocab_fill(&vocab);
+    memcpy(tokens, vocab.tokens, sizeof vocab.tokens);
+    memcpy(types, vocab.types, sizeof vocab.types);
+    tokens[ID_THINK] = TEXT("<think>");
+    tokens[ID_THINK_END] = TEXT("</think>");
+    tokens[ID_LINE_A] = TEXT("\xC4\x8A" "a");
+    types[ID_LINE_A] = 1;
+    types[ID_THINK] = types[ID_THINK_END] = 4;
+    if (qw_tokenizer_open(tokens, types, N_IDS, vocab.merges, N_SMALL_MERGES, QW_PRE_QWEN2, &tokenizer, &err) != QW_OK)
+        fail_msg("%s", err.text);
+}
+
+/* ---- a conversation ------------------------------------------------------------------------------- */
+
+/* What a client keeps of one message. */
+typedef struct kept {
+    char content[TEXT_MAX], reasoning[TEXT_MAX], arguments[4][TEXT_MAX], names[4][64], ids[4][QW_CALL_ID_BYTES];
+    size_t n_content, n_reasoning;
+    qw_tool_call calls[4];
+} kept;
+
+typedef struct talk {
+    qw_chat_format format;
+    qw_chat_options options;
+    qw_memory *memory;
+    uint8_t owner[QW_OWNER_BYTES];
+    qw_message messages[TURNS_MAX];
+    kept *kept[TURNS_MAX];
+    size_t n;
+    qw_tokens prompt;    /* of the last answer, then its tokens and the end token */
+    size_t n_prompt;
+    uint64_t place;
+    char lead[64];
+    bool in_thinking;
+    char text[1 << 16];  /* of the prompt */
+} talk;
+
+static talk *talk_open(qw_chat_format format, qw_memory *memory, const char *owner)
+{
+    talk *t = calloc(1, sizeof *t);
+    assert_non_null(t);
+    t->format = format;
+    t->memory = memory;
+    strcpy((char *)t->owner, owner);
+    return t;
+}
+
+static void talk_close(talk *t)
+{
+    for (size_t i = 0; i < t->n; i++) free(t->kept[i]);
+    qw_tokens_free(&t->prompt);
+    free(t);
+}
+
+static kept *add_message(talk *t, const char *role, const char *content)
+{
+    kept *k = calloc(1, sizeof *k);
+    assert_non_null(k);
+    assert_true(t->n < TURNS_MAX);
+    k->n_content = strlen(content);
+    memcpy(k->content, content, k->n_content);
+    t->messages[t->n] = (qw_message){.role = role, .content = {k->content, k->n_content}};
+    t->kept[t->n++] = k;
+    return k;
+}
+
+/* The ids of the conversation as it stands, with or without the memory. */
+static void render(talk *t, bool remembers, qw_tokens *ids, char *text, size_t n_text)
+{
+    qw_rendered r = {0};
+    qw_memory_reader reader;
+    const qw_chat_memory memory = {.ctx = &reader, .recall = qw_memory_recall};
+    qw_edges edges = {0};
+    qw_err err;
+    qw_memory_read(&reader, t->memory, t->owner);
+    if (qw_chat_render_recalled(t->format, t->messages, t->n, TEXT(TOOLS), &t->options, true, remembers ? &memory : NULL,
+                                &r, &err) != QW_OK ||
+        qw_chat_tokenize(tokenizer, &r, ids, &edges, &err) != QW_OK)
+        fail_msg("%s", err.text);
+    assert_int_equal(edges.at[edges.n - 1].n_messages, t->n);
+    if (remembers) {
+        t->place = qw_memory_place(&reader, (qw_text){r.text.data, r.answer_at});
+        snprintf(t->lead, sizeof t->lead, "%s", r.text.data + r.answer_at);
+        t->in_thinking = r.in_thinking;
+    }
+    snprintf(text, n_text, "%s", qw_buf_str(&r.text));
+    qw_memory_read_end(&reader);
+    qw_rendered_free(&r);
+    free(edges.at);
+}
+
+static void begin_prompt(talk *t)
+{
+    t->prompt.n = 0;
+    render(t, true, &t->prompt, t->text, sizeof t->text);
+    t->n_prompt = t->prompt.n;
+}
+
+/* ---- an answer ------------------------------------------------------------------------------------ */
+
+static void take(kept *k, qw_message *m, const qw_event *ev)
+{
+    if (ev->type == QW_EVENT_TEXT) {
+        memcpy(k->content + k->n_content, ev->text.s, ev->text.n);
+        k->n_content += ev->text.n;
+    } else if (ev->type == QW_EVENT_REASONING) {
+        memcpy(k->reasoning + k->n_reasoning, ev->text.s, ev->text.n);
+        k->n_reasoning += ev->text.n;
+    } else if (ev->type == QW_EVENT_CALL_END) {
+        size_t i = m->n_tool_calls++;
+        assert_true(i < 4 && i == ev->call_index);
+        memcpy(k->arguments[i], ev->call->arguments.s, ev->call->arguments.n);
+        snprintf(k->names[i], sizeof k->names[i], "%s", ev->call->name);
+        snprintf(k->ids[i], sizeof k->ids[i], "%s", ev->call->id);
+        k->calls[i] = (qw_tool_call){k->ids[i], k->names[i], {k->arguments[i], ev->call->arguments.n}};
+    }
+}
+
+/* The prompt is answered with these tokens. The message joins the conversation as a client keeps it. */
+static kept *answer(talk *t, const int32_t *ids, size_t n, qw_finish finish, const char *stop)
+{
+    char word[8] = "", *stops[1] = {word};
+    qw_job job = {.id = 1, .n_tokens = 1, .stop = stops, .n_stop = stop != NULL, .submitted_us = 1};
+    qw_parse_options o = {.tools = TEXT(TOOLS), .thinks = true, .in_thinking = t->in_thinking,
+                          .xml_calls = qw_chat_format_traits(t->format).xml_calls};
+    qw_event_queue events = {0};
+    qw_engine_answer a;
+    qw_event ev;
+    qw_err err;
+    if (stop) snprintf(word, sizeof word, "%s", stop);
+    assert_int_equal(qw_events_init(&events, &err), QW_OK);
+    assert_int_equal(qw_parser_create(&o, &job.parser, &err), QW_OK);
+    assert_int_equal(qw_memory_begin(t->memory, t->owner, t->place, qw_text_of(t->lead), &job.said, &err), QW_OK);
+    qw_engine_answer_begin(&a, &job, tokenizer, &events);
+    kept *k = add_message(t, "assistant", "");
+    qw_message *m = &t->messages[t->n - 1];
+    for (size_t i = 0; i < n && a.finish == QW_FINISH_NONE; i++) {
+        qw_sample s = {.token = ids[i]};
+        assert_int_equal(qw_engine_answer_push(&a, &s, &err), QW_OK);
+        assert_int_equal(qw_tokens_push(&t->prompt, ids[i], &err), QW_OK);
+    }
+    qw_engine_answer_end(&a, a.finish == QW_FINISH_NONE ? finish : a.finish);
+    assert_int_equal(qw_tokens_push(&t->prompt, ID_IM_END, &err), QW_OK);
+    while (qw_events_poll(&events, 0, &ev)) take(k, m, &ev);
+    m->content.n = k->n_content;
+    if (k->n_reasoning > 0) m->reasoning = (qw_text){k->reasoning, k->n_reasoning};
+    m->tool_calls = k->calls;
+    qw_engine_answer_free(&a);
+    qw_parser_destroy(job.parser);
+    qw_memory_release(job.said);
+    qw_events_free(&events);
+    return k;
+}
+
+/* A text in tokens of its own choice: tags as what they are, other bytes by the tokenizer or one by one. */
+static void cut(const char *text, qw_tokens *out)
+{
+    qw_err err;
+    size_t n = strlen(text), at, len;
+    int32_t id;
+    for (size_t i = 0; i < n;) {
+        bool tag = qw_tokenizer_find_added(tokenizer, text, n, i, &at, &len, &id);
+        size_t end = tag ? at : n, piece = 1 + below(6);
+        if (end == i) {
+            assert_int_equal(qw_tokens_push(out, id, &err), QW_OK);
+            i += len;
+            continue;
+        }
+        if (piece > end - i) piece = end - i;
+        assert_int_equal(qw_tokenizer_encode(tokenizer, text + i, piece, false, out, &err), QW_OK);
+        i += piece;
+    }
+}
+
+static void words(char *out, size_t n_words)
+{
+    static const char *const some[] = {"hello", " hello", "aaaa", "\n", "  ", "a", "\xC3\xA9", "\n\n", ".", "{", "abc", "<t"};
+    for (size_t i = 0; i < n_words; i++) strcat(out, some[below(sizeof some / sizeof *some)]);
+    strcat(out, "x"); /* not a space, which formats trim */
+}
+
+static void random_call(char *out, bool xml)
+{
+    static const char *const json[] = {
+        "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": \"aa\", \"days\": 3}}\n</tool_call>",
+        "<tool_call>{\"name\":\"weather\",\"arguments\":{\"days\":3,  \"place\":\"\\u00e9\"}}</tool_call>",
+        "<tool_call>\n{ \"arguments\": {\"place\": \"a\"}, \"name\": \"weather\" }\n\n</tool_call>"};
+    static const char *const tags[] = {
+        "<tool_call>\n<function=weather>\n<parameter=place>\naa\n</parameter>\n</function>\n</tool_call>",
+        "<tool_call><function=weather><parameter=days>3</parameter><parameter=place>\nhello\n</parameter></function></tool_call>"};
+    strcat(out, xml ? tags[below(2)] : json[below(3)]);
+}
+
+/* An answer to the prompt that stands. */
+static kept *random_answer(talk *t, bool calls)
+{
+    char text[TEXT_MAX] = "";
+    qw_tokens ids = {0};
+    bool xml = qw_chat_format_traits(t->format).xml_calls;
+    bool thinks = t->in_thinking || (qw_chat_thinks(t->format, &t->options) && !*t->lead);
+    if (thinks && !t->in_thinking) strcat(text, "<think>\n");
+    if (thinks) {
+        words(text, below(8));
+        strcat(text, below(2) ? "\n</think>\n\n" : "</think>\n\n");
+    }
+    if (!calls || below(2)) strcat(text, "a"), words(text, below(12));
+    if (!calls && below(2)) strcat(text, "  \n"); /* which some formats trim */
+    for (uint32_t i = 0, n = calls ? 1 + below(3) : 0; i < n; i++) {
+        if (text[0]) strcat(text, "\n");
+        random_call(text, xml);
+    }
+    cut(text, &ids);
+    kept *k = answer(t, ids.ids, ids.n, QW_FINISH_STOP, NULL);
+    qw_tokens_free(&ids);
+    return k;
+}
+
+/* ---- what is expected ----------------------------------------------------------------------------- */
+
+static bool begins_with(const qw_tokens *ids, const qw_tokens *head)
+{
+    return ids->n >= head->n && memcmp(ids->ids, head->ids, head->n * sizeof *head->ids) == 0;
+}
+
+static size_t n_added(const qw_tokens *ids)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < ids->n; i++) n += ids->ids[i] >= SMALL_ADDED && ids->ids[i] != ID_LINE_A;
+    return n;
+}
+
+static void expect_bytes(const qw_tokens *ids, const char *text)
+{
+    for (size_t i = 0; i < ids->n; i++) {
+        qw_text bytes = qw_tokenizer_bytes(tokenizer, ids->ids[i]);
+        if (strncmp(text, bytes.s, bytes.n) != 0) fail_msg("other bytes before: %s", text);
+        text += bytes.n;
+    }
+    assert_string_equal(text, "");
+}
+
+static void expect_continued(talk *t, const char *what)
+{
+    qw_tokens ids = {0};
+    char text[1 << 15];
+    render(t, true, &ids, text, sizeof text);
+    if (!begins_with(&ids, &t->prompt)) fail_msg("%s (format %d): %s\n-- after --\n%s", what, (int)t->format, text, t->text);
+    qw_tokens_free(&ids);
+}
+
+/* Nothing but tokens may differ from what the template gives, and of these no control token. */
+static void expect_text(talk *t)
+{
+    qw_tokens with = {0}, without = {0};
+    static char a[1 << 16], b[1 << 16];
+    render(t, true, &with, a, sizeof a);
+    render(t, false, &without, b, sizeof b);
+    assert_string_equal(a, b);
+    assert_int_equal(n_added(&with), n_added(&without));
+    expect_bytes(&with, a);
+    qw_tokens_free(&with);
+    qw_tokens_free(&without);
+}
+
+/* ---- tests ---------------------------------------------------------------------------------------- */
+
+static qw_memory *open_memory(size_t bytes)
+{
+    qw_memory *m;
+    qw_err err;
+    if (qw_memory_create(bytes, &m, &err) != QW_OK) fail_msg("%s", err.text);
+    return m;
+}
+
+static void close_talk(talk *t)
+{
+    qw_memory *m = t->memory;
+    talk_close(t);
+    qw_memory_destroy(m);
+}
+
+/* Tool loops show their thinking, formats without thinking and those that keep it show everything. */
+static void test_turns(void **state)
+{
+    static const struct {
+        qw_chat_format format;
+        qw_chat_options options;
+        bool asks; /* the user asks again: only formats that show all then still begin with it */
+    } cases[] = {
+        {QW_CHAT_QWEN25, {0}, true},
+        {QW_CHAT_QWEN3_INSTRUCT, {0}, true},
+        {QW_CHAT_QWEN3_CODER, {0}, true},
+        {QW_CHAT_QWEN3, {0}, false},
+        {QW_CHAT_QWEN3_THINKING, {0}, false},
+        {QW_CHAT_QWEN35, {0}, false},
+        {QW_CHAT_QWEN35, {.thinking = QW_SWITCH_OFF}, false},
+        {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, true},
+        {QW_CHAT_QWEN38, {0}, true},
+        {QW_CHAT_QWEN38_MAX, {0}, true},
+    };
+    (void)state;
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        size_t c = round % (sizeof cases / sizeof *cases);
+        talk *t = talk_open(cases[c].format, open_memory(QW_MEMORY_BYTES_MAX), "me");
+        t->options = cases[c].options;
+        random_state = SEED + round;
+        add_message(t, "user", "hello hello");
+        for (int turn = 0; turn < 5; turn++) {
+            begin_prompt(t);
+            bool calls = !cases[c].asks || below(2);
+            kept *k = random_answer(t, calls);
+            if (below(2)) t->messages[t->n - 1].reasoning = (qw_text){0}; /* a client that drops the thinking */
+            if (below(2)) k->calls[0].id = NULL;                          /* or names calls itself */
+            add_message(t, calls ? "tool" : "user", "\n42");
+            expect_continued(t, "round");
+        }
+        close_talk(t);
+    }
+}
+
+/* Once the user asks again most formats drop the thinking; the words keep their tokens. */
+static void test_dropped_thinking(void **state)
+{
+    static const qw_chat_format formats[] = {QW_CHAT_QWQ, QW_CHAT_QWEN3, QW_CHAT_QWEN3_THINKING, QW_CHAT_QWEN35,
+                                             QW_CHAT_QWEN36};
+    (void)state;
+    for (size_t f = 0; f < sizeof formats / sizeof *formats; f++) {
+        talk *t = talk_open(formats[f], open_memory(QW_MEMORY_BYTES_MAX), "me");
+        qw_tokens ids = {0}, said = {0};
+        qw_err err;
+        char text[TEXT_MAX];
+        add_message(t, "user", "hello");
+        begin_prompt(t);
+        if (!t->in_thinking) assert_int_equal(qw_tokenizer_encode(tokenizer, "<think>\n", 8, true, &said, &err), QW_OK);
+        assert_int_equal(qw_tokenizer_encode(tokenizer, "abc</think>\n\n", 13, true, &said, &err), QW_OK);
+        size_t n_thought = said.n;
+        for (const char *s = "hello aaaa"; *s; s++) assert_int_equal(qw_tokens_push(&said, (uint8_t)*s, &err), QW_OK);
+        answer(t, said.ids, said.n, QW_FINISH_STOP, NULL);
+        add_message(t, "user", "hello");
+        render(t, true, &ids, text, sizeof text);
+        assert_null(strstr(text, "abc"));
+        size_t at = 0;
+        while (at + 10 <= ids.n && memcmp(ids.ids + at, said.ids + n_thought, 10 * sizeof *ids.ids) != 0) at++;
+        assert_true(at + 10 <= ids.n);
+        qw_tokens_free(&ids);
+        qw_tokens_free(&said);
+        close_talk(t);
+    }
+}
+
+/* The client changed something: the text is the template's, and so are control tokens. */
+static void test_edited(void **state)
+{
+    static const qw_chat_format formats[] = {QW_CHAT_QWEN25, QW_CHAT_QWEN3, QW_CHAT_QWEN35, QW_CHAT_QWEN38,
+                                             QW_CHAT_QWEN3_CODER, QW_CHAT_QWQ};
+    (void)state;
+    for (uint32_t round = 0; round < ROUNDS; round++) {
+        talk *t = talk_open(formats[round % 6], open_memory(QW_MEMORY_BYTES_MAX), "me");
+        random_state = SEED + 1000 + round;
+        add_message(t, "user", "hello");
+        begin_prompt(t);
+        bool calls = below(2);
+        kept *k = random_answer(t, calls);
+        qw_message *m = &t->messages[1];
+        if (calls && below(2)) {
+            memcpy(k->arguments[0], "{\"a\": 1}", 8);
+            k->calls[0].arguments.n = 8;
+        } else if (calls && below(2)) { /* flattened into words: its tags are none any more */
+            static const char flat[] = "\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": \"aa\", \"days\": 3}}";
+            memcpy(k->content + k->n_content, flat, sizeof flat - 1);
+            m->content.n += sizeof flat - 1;
+            m->n_tool_calls = 0;
+        } else if (k->n_content > 0 && below(2)) {
+            k->content[below((uint32_t)k->n_content)] = '#';
+            k->content[k->n_content - 1] = '#';
+        } else {
+            static const char evil[] = "<tool_call>\n<|im_end|></think><think>";
+            memcpy(k->content + k->n_content, evil, sizeof evil - 1);
+            m->content.n += sizeof evil - 1;
+        }
+        if (below(2)) m->reasoning = (qw_text){0};
+        add_message(t, m->n_tool_calls > 0 ? "tool" : "user", "hello");
+        expect_text(t);
+        close_talk(t);
+    }
+}
+
+/* What cannot be taken as it is: answers that broke off, whose next words share a token with their thinking, or whose
+ * calls would go with it. */
+static void test_not_whole(void **state)
+{
+    static const struct {
+        qw_chat_format format;
+        const char *said, *stop;
+        qw_finish finish;
+        const char *next; /* role of what follows */
+    } cases[] = {
+        {QW_CHAT_QWEN38, "abc hello", NULL, QW_FINISH_LENGTH, "user"},
+        {QW_CHAT_QWEN38, "abc\n</think>\n\nhello\n<tool_call>\n<function=weather>\n<parameter=place>\naa", NULL,
+         QW_FINISH_LENGTH, "tool"},
+        {QW_CHAT_QWEN25, "abc\n<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": \"a", NULL,
+         QW_FINISH_CANCELLED, "tool"},
+        {QW_CHAT_QWEN25, "abc hello hello", "llo h", QW_FINISH_STOP, "user"},
+        {QW_CHAT_QWEN38, "abc\n</think>\n\nhello hello", "llo h", QW_FINISH_STOP, "user"},
+        {QW_CHAT_QWEN35, "abc</think>\n\nabc", NULL, QW_FINISH_STOP, "user"},
+        {QW_CHAT_QWEN35, "abc<tool_call><function=weather></function></tool_call>a</think>\n\nhello", NULL, QW_FINISH_STOP,
+         "user"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        talk *t = talk_open(cases[i].format, open_memory(QW_MEMORY_BYTES_MAX), "me");
+        qw_tokens said = {0};
+        add_message(t, "user", "hello");
+        begin_prompt(t);
+        random_state = SEED;
+        cut(cases[i].said, &said);
+        for (size_t k = 0; k + 3 < said.n && i == 5; k++) /* "\n\n" "a": the same as "\n" "\na" */
+            if (said.ids[k] == ID_THINK_END) {
+                said.n = k + 1;
+                const int32_t rest[] = {'\n', ID_LINE_A, 'b', 'c'};
+                for (size_t j = 0; j < 4; j++) assert_int_equal(qw_tokens_push(&said, rest[j], NULL), QW_OK);
+            }
+        answer(t, said.ids, said.n, cases[i].finish, cases[i].stop);
+        add_message(t, cases[i].next, "hello");
+        expect_text(t);
+        qw_tokens_free(&said);
+        close_talk(t);
+    }
+}
+
+/* Any tokens at all: what is no UTF-8, control tokens among words, a tag without its end, an answer that was cut. */
+static void test_any_tokens(void **state)
+{
+    static const qw_chat_format formats[] = {QW_CHAT_QWEN25, QW_CHAT_QWEN3, QW_CHAT_QWEN35, QW_CHAT_QWEN38};
+    static const qw_finish ends[] = {QW_FINISH_STOP, QW_FINISH_LENGTH, QW_FINISH_CANCELLED};
+    (void)state;
+    for (uint32_t round = 0; round < 4 * ROUNDS; round++) {
+        talk *t = talk_open(formats[round % 4], open_memory(QW_MEMORY_BYTES_MAX), "me");
+        qw_tokens with = {0}, without = {0};
+        int32_t ids[40];
+        static char a[1 << 16], b[1 << 16];
+        random_state = SEED + 2000 + round;
+        size_t n = 1 + below(40);
+        for (size_t i = 0; i < n; i++) {
+            do ids[i] = (int32_t)(below(4) ? below(N_IDS) : (uint32_t)SMALL_ADDED + below(N_IDS - SMALL_ADDED));
+            while (ids[i] == ID_IM_END || ids[i] == ID_ENDOFTEXT || ids[i] == ID_PAD8);
+        }
+        add_message(t, "user", "hello");
+        begin_prompt(t);
+        answer(t, ids, n, ends[below(3)], below(2) ? "a" : NULL);
+        add_message(t, "user", "hello");
+        render(t, true, &with, a, sizeof a);
+        render(t, false, &without, b, sizeof b);
+        if (n_added(&with) > n_added(&without) + 2)
+            fail_msg("%u: %zu %zu\n%s\n-----\n%s", round, n_added(&with), n_added(&without), a, b);
+        assert_true(n_added(&with) <= n_added(&without) + 2); /* thinking that was begun by the model has two tags */
+        if (strcmp(a, b) != 0) { /* then it was taken whole */
+            qw_memory_counts c;
+            qw_memory_get_counts(t->memory, &c);
+            assert_int_equal(c.whole, 1);
+        }
+        qw_tokens_free(&with);
+        qw_tokens_free(&without);
+        close_talk(t);
+    }
+}
+
+/* Others do not see it; the same words in another conversation have the same tokens, but no thinking that was not sent. */
+static void test_owners_and_places(void **state)
+{
+    (void)state;
+    qw_memory *memory = open_memory(QW_MEMORY_BYTES_MAX);
+    qw_memory_counts c;
+    talk *t = talk_open(QW_CHAT_QWEN38, memory, "me"), *other = talk_open(QW_CHAT_QWEN38, memory, "you");
+    talk *place = talk_open(QW_CHAT_QWEN38, memory, "me");
+    qw_tokens said = {0}, ids = {0};
+    char text[TEXT_MAX];
+    add_message(t, "user", "hello");
+    begin_prompt(t);
+    cut("abc\n</think>\n\nhello aaaa", &said);
+    answer(t, said.ids, said.n, QW_FINISH_STOP, NULL);
+    t->messages[1].reasoning = (qw_text){0};
+    render(t, true, &ids, text, sizeof text);
+    assert_non_null(strstr(text, "abc"));
+    talk *const others[] = {other, place};
+    for (int i = 0; i < 2; i++) {
+        add_message(others[i], "user", i ? "another question" : "hello");
+        add_message(others[i], "assistant", "hello aaaa");
+        render(others[i], true, &ids, text, sizeof text);
+        assert_null(strstr(text, "abc"));
+    }
+    qw_memory_get_counts(memory, &c);
+    assert_int_equal(c.asked, 3);
+    assert_int_equal(c.whole, 1);
+    qw_tokens_free(&said);
+    qw_tokens_free(&ids);
+    talk_close(other);
+    talk_close(place);
+    close_talk(t);
+}
+
+/* Two answers to one question, and messages that change places: each keeps its tokens. */
+static void test_order(void **state)
+{
+    (void)state;
+    talk *t = talk_open(QW_CHAT_QWEN25, open_memory(QW_MEMORY_BYTES_MAX), "me");
+    qw_tokens said[2] = {{0}, {0}}, ids = {0};
+    char text[TEXT_MAX];
+    random_state = SEED;
+    cut("hello hello aaaa", &said[0]);
+    cut("aaaa hello hello", &said[1]);
+    for (int i = 0; i < 2; i++) {
+        add_message(t, "user", "hello");
+        begin_prompt(t);
+        answer(t, said[i].ids, said[i].n, QW_FINISH_STOP, NULL);
+    }
+    for (int turn = 0; turn < 2; turn++) {
+        qw_message first = t->messages[1];
+        ids.n = 0;
+        render(t, true, &ids, text, sizeof text);
+        for (int i = 0; i < 2; i++) {
+            size_t at = 0, n = said[i].n;
+            while (at + n <= ids.n && memcmp(ids.ids + at, said[i].ids, n * sizeof *ids.ids) != 0) at++;
+            assert_true(at + n <= ids.n);
+        }
+        t->messages[1] = t->messages[3];
+        t->messages[3] = first;
+    }
+    for (int i = 0; i < 2; i++) qw_tokens_free(&said[i]);
+    qw_tokens_free(&ids);
+    close_talk(t);
+}
+
+/* What was used longest ago goes, and nothing else. */
+static void test_bounds(void **state)
+{
+    enum { ANSWERS = 200, BYTES = 40000 };
+    (void)state;
+    talk *t = talk_open(QW_CHAT_QWEN25, open_memory(BYTES), "me");
+    qw_memory_counts c;
+    char text[TEXT_MAX], content[32];
+    qw_tokens ids = {0};
+    for (int i = 0; i < ANSWERS; i++) {
+        snprintf(content, sizeof content, "hello %d", i);
+        ids.n = 0;
+        cut(content, &ids);
+        add_message(t, "user", content);
+        begin_prompt(t);
+        answer(t, ids.ids, ids.n, QW_FINISH_STOP, NULL);
+        ids.n = 0;
+        render(t, true, &ids, text, sizeof text); /* newly used */
+        qw_memory_get_counts(t->memory, &c);
+        assert_int_equal(c.whole, 2 * i + 1);
+        assert_true(c.bytes <= BYTES && c.n_answers + c.evicted == (uint64_t)i + 1);
+        while (t->n > 0) free(t->kept[--t->n]);
+        add_message(t, "user", "hello 0"); /* the first one is used all the time */
+        add_message(t, "assistant", "hello 0");
+        render(t, true, &ids, text, sizeof text);
+        while (t->n > 0) free(t->kept[--t->n]);
+    }
+    qw_memory_get_counts(t->memory, &c);
+    assert_true(c.evicted > 0 && c.n_answers > 5);
+    for (int i = 0; i < ANSWERS; i++) { /* the oldest are gone: rendered as any text */
+        snprintf(content, sizeof content, "hello %d", i);
+        add_message(t, "user", content);
+        add_message(t, "assistant", content);
+        expect_text(t);
+        while (t->n > 0) free(t->kept[--t->n]);
+    }
+    qw_memory_counts after;
+    qw_memory_get_counts(t->memory, &after);
+    assert_int_equal(after.whole - c.whole, c.n_answers);
+    qw_tokens_free(&ids);
+    close_talk(t);
+}
+
+/* Several threads give and ask for answers while others are evicted under their eyes. */
+static void *give_and_ask(void *arg)
+{
+    qw_memory *m = arg;
+    const uint8_t owner[QW_OWNER_BYTES] = "me";
+    qw_message message = {.role = "assistant"};
+    size_t n_found = 0;
+    for (int i = 0; i < 2000; i++) {
+        char content[8];
+        qw_memory_answer *a;
+        qw_memory_reader r;
+        qw_recalled found;
+        qw_text text = {content, (size_t)snprintf(content, sizeof content, "%d", i % 50)};
+        if (qw_memory_begin(m, owner, (uint64_t)i, (qw_text){0}, &a, NULL) != QW_OK) return NULL;
+        qw_spoken *s = qw_memory_spoken(a);
+        for (size_t k = 0; k < text.n; k++) qw_spoken_token_add(s, tokenizer, content[k], k + 1, false);
+        qw_spoken_event(s, &(qw_parse_event){.kind = QW_PARSE_CONTENT, .text = text, .raw = text}, false);
+        qw_spoken_finish(s, false);
+        qw_memory_keep(a);
+        qw_memory_release(a);
+        qw_memory_read(&r, m, owner);
+        qw_chat_ask q = {.before = {"", 0}, .message = &message, .content = text, .turn = text};
+        if (qw_memory_recall(&r, &q, &found)) n_found += found.n_tokens == text.n && found.tokens[0].id == content[0];
+        qw_memory_read_end(&r);
+    }
+    return n_found > 0 ? arg : NULL;
+}
+
+static void test_threads(void **state)
+{
+    enum { THREADS = 4 };
+    pthread_t threads[THREADS];
+    void *result;
+    (void)state;
+    qw_memory *m = open_memory(30000);
+    for (int i = 0; i < THREADS; i++) assert_int_equal(pthread_create(&threads[i], NULL, give_and_ask, m), 0);
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(threads[i], &result);
+        assert_ptr_equal(result, m);
+    }
+    qw_memory_counts c;
+    qw_memory_get_counts(m, &c);
+    assert_int_equal(c.kept, THREADS * 2000);
+    assert_int_equal(c.kept, c.n_answers + c.evicted);
+    assert_true(c.bytes <= 30000 && c.asked == THREADS * 2000);
+    qw_memory_destroy(m);
+}
+
+static void test_json_same(void **state)
+{
+    static const struct {
+        const char *a, *b;
+        bool same;
+    } cases[] = {
+        {"{}", "{}", true}, {"{\"a\":1}", "{ \"a\" : 1.0 }", true}, {"{\"a\":1,\"b\":[2]}", "{\"b\":[2],\"a\":1}", true},
+        {"{\"a\":1,\"b\":2}", "{\"a\":1}", false}, {"{\"a\":1}", "{\"a\":1,\"b\":2}", false}, {"[1,2]", "[2,1]", false},
+        {"\"\\u00e9\"", "\"\xC3\xA9\"", true}, {"1", "\"1\"", false}, {"{\"a\":{\"b\":1,\"c\":2}}", "{\"a\":{\"c\":2,\"b\":1}}", true},
+        {"9007199254740993", "9007199254740992", false}, {"not", "not", true}, {"not", "nor", false}, {"", "{}", false},
+        {"{\"a\":1,\"b\":1}", "{\"a\":1,\"c\":1}", false}, {"true", "false", false}, {"null", "null", true},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        bool same = qw_json_same(qw_text_of(cases[i].a), qw_text_of(cases[i].b));
+        if (same != cases[i].same) fail_msg("%s and %s: %d", cases[i].a, cases[i].b, same);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_turns),     cmocka_unit_test(test_dropped_thinking),
+        cmocka_unit_test(test_edited),    cmocka_unit_test(test_any_tokens),
+        cmocka_unit_test(test_not_whole),
+        cmocka_unit_test(test_owners_and_places), cmocka_unit_test(test_order),
+        cmocka_unit_test(test_bounds),    cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_json_same),
+    };
+    open_vocab();
+    printf("seed %d\n", SEED);
+    int failed = cmocka_run_group_tests(tests, NULL, NULL);
+    qw_tokenizer_close(tokenizer);
+    return failed;
+}

@@ -795,6 +795,7 @@ static qw_status draw(qw_core *c, run *r, float *logits, qw_err *err)
     for (size_t i = 0; i < c->o.n_banned; i++) logits[c->o.banned[i]] = -INFINITY;
     if (r->job->form) qw_form_mask(r->job->form, c->masker, c->mask, logits, c->o.n_vocab);
     qw_sampler_draw(c->sampler, r->job->draws, logits, r->n_known, &sample);
+    qw_engine_answer_choose(&r->answer, &sample);
     if (r->job->form) qw_form_take(r->job->form, sample.token);
     qw_sampling_run_accept(r->job->draws, sample.token);
     QW_ASSERT(r->n_known < r->job->n_tokens_max);

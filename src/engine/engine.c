@@ -4,8 +4,6 @@
 #include <string.h>
 #include <sys/random.h>
 
-#include <openssl/evp.h>
-
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/guesser.h"
@@ -28,14 +26,9 @@ void qw_job_free(qw_job *job)
     qw_sampling_run_destroy(job->draws);
     qw_parser_destroy(job->parser);
     qw_form_destroy(job->form);
+    qw_loops_destroy(job->loops);
+    qw_memory_release(job->said);
     free(job);
-}
-
-static void set_owner(qw_job *job, qw_text owner)
-{
-    unsigned n = sizeof job->owner;
-    int hashed = EVP_Digest(owner.n ? owner.s : "", owner.n, job->owner, &n, EVP_sha256(), NULL);
-    QW_ASSERT(hashed == 1 && n == sizeof job->owner);
 }
 
 /* Takes the prompt and makes room for those of the answer. */
@@ -73,14 +66,17 @@ static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **ou
     QW_TRY_GOTO(qw_request_prompt(e->model, r, &prompt, err));
     QW_TRY_GOTO(qw_request_parser(e->model, r, prompt.in_thinking, &job->parser, err));
     QW_TRY_GOTO(qw_form_create(e->model, r, prompt.in_thinking, &job->form, err));
+    QW_TRY_GOTO(qw_request_said(e->model, r, &prompt, &job->said, err));
+    QW_TRY_GOTO(qw_request_loops(r, &job->loops, err));
     QW_TRY_GOTO(set_tokens(e, r, &sampling, job, &prompt, err));
+    job->think = qw_request_think(e->model, r);
     job->user = r->user;
     job->max_tokens = r->max_tokens;
     job->ignore_eos = r->ignore_eos;
     job->fim = r->kind == QW_PROMPT_FIM;
     job->one_call = r->one_call;
     job->priority = r->priority;
-    set_owner(job, r->owner);
+    qw_request_owner(r, job->owner);
     QW_TRY_GOTO(qw_alloc(&job->stop, r->n_stop, sizeof *job->stop, "stop strings", err));
     for (; job->n_stop < r->n_stop; job->n_stop++) {
         const char *s = r->stop[job->n_stop];

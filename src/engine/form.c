@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/mem.h"
+#include "engine/dial.h"
 
 typedef enum form_state {
     FORM_OPENS,   /* the model opens its thinking itself: nothing else may come first */
@@ -34,7 +35,8 @@ static int32_t added_id(const qw_tokenizer *t, const char *text)
 /* Where the answer begins: inside thinking, before it, or with the form. */
 static qw_status choose_state(const qw_model *m, const qw_request *r, bool in_thinking, qw_form *f, qw_err *err)
 {
-    bool thinks = in_thinking || (r->kind == QW_PROMPT_CHAT && qw_chat_thinks(m->chat, &r->chat));
+    const qw_dial dial = qw_dial_of(m->chat, r);
+    bool thinks = in_thinking || (r->kind == QW_PROMPT_CHAT && qw_chat_thinks(m->chat, &dial.chat));
     f->state = in_thinking ? FORM_THINKS : thinks ? FORM_OPENS : FORM_HELD;
     f->think = added_id(f->tokenizer, "<think>");
     f->think_end = added_id(f->tokenizer, "</think>");

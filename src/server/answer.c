@@ -170,12 +170,10 @@ static void begin_stream(qw_answer *a)
 
 static void stream_event(qw_answer *a, const qw_event *ev)
 {
-    char call_id[QW_ID_BYTES];
     bool with_tokens = a->logprobs && ev->n_tokens > 0;
     bool shows = ev->text.n > 0 || ev->type == QW_EVENT_CALL_BEGIN;
     if (!shows && !with_tokens) return;
-    qw_id_make(call_id, "call_");
-    json_t *delta = shows ? qw_chat_delta(ev, call_id) : json_object();
+    json_t *delta = shows ? qw_chat_delta(ev) : json_object();
     json_t *tokens = with_tokens ? qw_chat_tokens(a->service->model, ev) : NULL;
     send_or_break(a, qw_chat_chunk(&a->head, delta, tokens, a->include_usage));
 }
@@ -203,13 +201,11 @@ static qw_status collect_text(qw_answer *a, const qw_event *ev, qw_err *err)
 
 static qw_status collect_call(qw_answer *a, const qw_tool_call *call, qw_err *err)
 {
-    char call_id[QW_ID_BYTES];
     a->calls_bytes += strlen(call->name) + call->arguments.n;
     if (a->calls_bytes > QW_ANSWER_BYTES_MAX)
         return qw_fail(err, QW_E_LIMIT, "tool calls of an answer: more than %d bytes", QW_ANSWER_BYTES_MAX);
-    qw_id_make(call_id, "call_");
     if (a->calls == NULL) a->calls = json_array();
-    json_array_append_new(a->calls, qw_chat_call(call, call_id));
+    json_array_append_new(a->calls, qw_chat_call(call));
     return QW_OK;
 }
 

@@ -53,9 +53,9 @@ json_t *qw_chat_text(qw_text text);                                      /* byte
 json_t *qw_chat_usage(const qw_usage *usage);
 /* How the prompt was served, for the member "qw_cache" beside "usage": docs/engine.md. */
 json_t *qw_chat_cache(const qw_event *done);
-/* What an event adds to the message, or NULL: it adds nothing. call_id: of CALL_BEGIN. */
-json_t *qw_chat_delta(const qw_event *ev, const char *call_id);
-json_t *qw_chat_call(const qw_tool_call *call, const char *call_id); /* one of message.tool_calls */
+/* What an event adds to the message, or NULL: it adds nothing. */
+json_t *qw_chat_delta(const qw_event *ev);
+json_t *qw_chat_call(const qw_tool_call *call); /* one of message.tool_calls */
 /* delta (takes); tokens (takes): logprobs.content or NULL; with_usage: "usage": null */
 json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage);
 json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage);

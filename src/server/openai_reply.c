@@ -97,9 +97,9 @@ static json_t *with_reason(json_t *choice, qw_finish finish)
 
 /* ---- calls and thinking ----------------------------------------------------------------------- */
 
-json_t *qw_chat_call(const qw_tool_call *call, const char *call_id)
+json_t *qw_chat_call(const qw_tool_call *call)
 {
-    return json_pack("{s:s, s:s, s:{s:o, s:o}}", "id", call_id, "type", "function", "function", "name",
+    return json_pack("{s:s, s:s, s:{s:o, s:o}}", "id", call->id, "type", "function", "function", "name",
                      qw_chat_text(qw_text_of(call->name)), "arguments", qw_chat_text(call->arguments));
 }
 
@@ -110,13 +110,13 @@ static json_t *reasoning_object(qw_text text)
     return json_pack("{s:O, s:o}", "reasoning_content", value, "reasoning", value);
 }
 
-json_t *qw_chat_delta(const qw_event *ev, const char *call_id)
+json_t *qw_chat_delta(const qw_event *ev)
 {
     switch (ev->type) {
     case QW_EVENT_TEXT: return json_pack("{s:o}", "content", qw_chat_text(ev->text));
     case QW_EVENT_REASONING: return reasoning_object(ev->text);
     case QW_EVENT_CALL_BEGIN: {
-        json_t *call = qw_chat_call(ev->call, call_id);
+        json_t *call = qw_chat_call(ev->call);
         json_object_set_new(call, "index", json_integer(ev->call_index));
         return json_pack("{s:[o]}", "tool_calls", call);
     }

@@ -211,10 +211,11 @@ static bool begins(qw_text text, const char *word)
 }
 
 #define TEXT(s) {(s), sizeof(s) - 1}
-static const qw_tool_call weather_begins = {.name = "weather"}, clock_begins = {.name = "clock"};
-static const qw_tool_call rome = {.name = "weather", .arguments = TEXT("{\"place\": \"Rom\"}")};
-static const qw_tool_call clock_call = {.name = "clock", .arguments = TEXT("{}")};
-static const qw_tool_call half = {.name = "weather", .arguments = TEXT("{\"place\": ")};
+#define CALL_ID(last) "call_00000000000000000000000" last
+static const qw_tool_call weather_begins = {.id = CALL_ID("0"), .name = "weather"}, clock_begins = {.id = CALL_ID("1"), .name = "clock"};
+static const qw_tool_call rome = {.id = CALL_ID("0"), .name = "weather", .arguments = TEXT("{\"place\": \"Rom\"}")};
+static const qw_tool_call clock_call = {.id = CALL_ID("1"), .name = "clock", .arguments = TEXT("{}")};
+static const qw_tool_call half = {.id = CALL_ID("0"), .name = "weather", .arguments = TEXT("{\"place\": ")};
 static const qw_event two_calls[] = {
     {.type = QW_EVENT_CALL_BEGIN, .call = &weather_begins},
     {.type = QW_EVENT_CALL_ARGUMENTS, .text = TEXT("{\"place\": ")},

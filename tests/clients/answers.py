@@ -169,11 +169,69 @@ def test_logprobs(s, chat, script):
     s.equal([t.token for t in streamed], [t.token for t in tokens], "the same tokens in a stream")
 
 
+def test_memory(s, chat):
+    """An answer sent back as it came has the tokens that were sampled: only what is new is computed."""
+    user = {"role": "user", "content": "What is the weather there?"}
+    first = chat.ask([user], tools=TOOLS)
+    back = first.choices[0].message.model_dump(exclude_none=True)
+    known = first.usage.prompt_tokens + first.usage.completion_tokens - 1  # the end token is said, not read
+    results = iter(range(100))  # each is new
+    def result(message):
+        return {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": f"{next(results)} degrees"}
+    def cached(message):
+        return chat.ask([user, message, result(message)], tools=TOOLS, max_tokens=1).usage.prompt_tokens_details.cached_tokens
+    spaced = json.loads(json.dumps(back))
+    for call in spaced["tool_calls"]:
+        call["function"]["arguments"] = json.dumps(json.loads(call["function"]["arguments"]), indent=2)
+    trimmed = {k: v for k, v in back.items() if k not in ("reasoning", "reasoning_content")}
+    renamed = json.loads(json.dumps(back))
+    for i, call in enumerate(renamed["tool_calls"]):
+        call["id"] = f"mine-{i}"
+    s.equal(cached(back), known, "cached tokens of an answer as it came")
+    for what, message in (("JSON written anew", spaced), ("without its thinking", trimmed), ("with other ids", renamed)):
+        n = cached(message)
+        s.check(n > known, f"an answer {what}: the same, and how the result before it began", (n, known))
+    edited = {**back, "content": SAID + " Or not."}
+    n = cached(edited)
+    s.check(known - len("".join(a for _, a in CALLS)) > n > first.usage.prompt_tokens + 10, "edited: up to there", (n, known))
+    talk = [user, back, result(back)]
+    second = chat.ask(talk, tools=TOOLS)
+    third = chat.ask([*talk, second.choices[0].message.model_dump(exclude_none=True),
+                      result(second.choices[0].message.model_dump())], tools=TOOLS, max_tokens=1)
+    s.equal(third.usage.prompt_tokens_details.cached_tokens,
+            second.usage.prompt_tokens + second.usage.completion_tokens - 1, "and of two answers")
+
+
+def test_budget(s, chat):
+    for extra in ({"thinking_budget": 7}, {"thinking_token_budget": 7}, {"chat_template_kwargs": {"thinking_budget": 7}},
+                  {"thinking": {"type": "enabled", "budget_tokens": 7}}):
+        r = chat.ask(extra_body=extra)
+        thought = r.choices[0].message.model_extra["reasoning_content"]
+        s.check(thought.startswith(THOUGHT[:6]) and thought.endswith("directly now.") and THOUGHT[:30] not in thought,
+                f"closed in words: {extra}", thought)
+        s.equal(r.choices[0].message.content, PLAIN, f"then it answers: {extra}")
+    r = chat.ask(extra_body={"thinking_budget": 7, "structured_outputs": {"choice": ["no", PLAIN]}})
+    s.equal(r.choices[0].message.content, PLAIN, "a form begins after the closing words")
+    for extra in ({"thinking_budget": 0}, {"thinking": {"type": "disabled"}}):
+        s.equal(chat.ask(extra_body=extra).choices[0].message.content, PLAIN, f"no thinking: {extra}")
+    for words, content in (("hi /no_think", PLAIN), ("hi /no_think please", f"{SAID}\n{JSON_CALLS}")):
+        s.equal(chat.ask([{"role": "user", "content": words}]).choices[0].message.content, content, words)
+    for extra in ({"thinking_budget": -1}, {"thinking_budget": "much"}, {"thinking": {}}, {"stop_loops": 1}):
+        try:
+            chat.ask(extra_body=extra)
+            s.check(False, f"{extra}", "no error")
+        except openai.BadRequestError as error:
+            s.check(next(iter(extra)) in str(error), f"{extra}", error)
+
+
 def test_history(s, chat):
-    """An answer sent back as it came: its thinking and calls are shown to the model again."""
+    """Of an answer that it does not know the service shows the model what the client sends."""
     user = {"role": "user", "content": "What is the weather?"}
     answer = chat.ask([user], tools=TOOLS).choices[0].message
     back = answer.model_dump(exclude_none=True)
+    for i, call in enumerate(back["tool_calls"]):
+        call["id"] = f"mine-{i}"
+    user["content"], back["content"] = "What is the weather elsewhere?", "Elsewhere."
     result = {"role": "tool", "tool_call_id": back["tool_calls"][0]["id"], "content": "sunny"}
     def count(message):
         return chat.ask([user, message, result], tools=TOOLS, max_tokens=1).usage.prompt_tokens
@@ -183,7 +241,7 @@ def test_history(s, chat):
     s.equal(count({**without, "reasoning": THOUGHT}), whole, "by either name")
     calls_gone = {k: v for k, v in back.items() if k != "tool_calls"}
     s.check(whole - count(calls_gone) > len(CALLS[0][1]), "tool_calls are used", (whole, count(calls_gone)))
-    s.equal(count({**back, "content": None}), whole - len(SAID.encode()) - 1, "content null")
+    s.equal(count({**back, "content": None}), whole - len("Elsewhere.") - 1, "content null")
 
 
 def test_xml(s, chat):
@@ -246,7 +304,10 @@ def test_pipe(s, program, path):
     s.check(0 < r["usage"]["reasoning_tokens"] < r["usage"]["completion_tokens"], "reasoning_tokens", r["usage"])
     s.check("reasoning" not in json.loads(program.run(*run, "--json", "--no-think")[1]), "no thinking: no field")
     s.equal(program.run("run", "-m", path("lost"), "-p", "hi"),
-            (0, "", ["qw: note: the model ended its answer within its thinking"]), "an answer that never came")
+            (0, PLAIN + "\n", ["qw: note: the model would have ended within its thinking; the thinking was closed for it"]),
+            "an end inside the thinking")
+    r = json.loads(program.run(*run, "--json", "--think-budget", "7")[1])
+    s.check(r["reasoning"].endswith("directly now.") and r["text"] == PLAIN, "--think-budget", r)
     rc, out, err = program.run("run", "-m", path("broken"), "-p", "hi", "--think")
     s.equal((rc, out, err), (0, HALF + "\n", ["qw: note: this model does not think before it answers"]), "--think in vain")
     for args in (["--think", "--no-think"], ["--effort", "high"], ["--raw", "--think"]):
@@ -317,7 +378,8 @@ def main():
         path = lambda name: os.path.join(folder, name + ".gguf")
         for name, script in SCRIPTS.items():
             script_model.write(path(name), *script)
-        for name, tests in (("qwen3", [test_whole, test_stream, test_choices, test_switch, test_limits, test_history]),
+        for name, tests in (("qwen3", [test_whole, test_stream, test_choices, test_switch, test_limits, test_memory, test_budget,
+                                    test_history]),
                             ("qwen3.5", [test_xml]), ("broken", [test_broken])):
             service = Service(args.qw, path(name), "--verbose")
             chat = Chat(service)

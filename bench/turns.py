@@ -9,12 +9,15 @@ way the client edits its last message, asks for an answer again, sends a short r
 chat pages do to find a title), and the server is restarted, once in good order and once by SIGKILL. For each turn:
 
   tokens     of the prompt
-  added      of them after what this conversation had in common with what was ever computed for it
+  added      of them beyond the last prompt and its answer
+  new        of them after what they have in common with anything that was ever computed, as qw says. It is more than was
+             added where the template shows an earlier answer in another way than it was given (without thinking, and
+             without the empty block that says there was none)
   computed   rows of the prompt that the engine really computed, and the time to the first token
 
 qw reports what it computed as usage.prompt_tokens_details.cached_tokens; llama-server (one that you have) as timings. The
-promise: computed = added for a turn that goes on or comes after a restart; an edit or another answer costs at most
-one message more. Exit code 0 when qw keeps it.
+promise: what is new, and one token at least, for a turn that goes on or comes after a restart; an edit or another answer
+costs at most one message more. Thinking is switched off. Exit code 0 when qw keeps it.
 """
 import argparse
 import json
@@ -78,12 +81,13 @@ class Server:
             self.process = None
 
     def ask(self, messages, n_tokens):
-        """(answer, prompt tokens, computed, finish, seconds until the first token)"""
+        """(answer, prompt tokens, of them computed, of them known before, tokens of the answer, seconds until the first)"""
         body = {"model": "default", "messages": messages, "max_tokens": n_tokens, "temperature": 0, "stream": True,
-                "stream_options": {"include_usage": True}, "cache_prompt": True}
+                "stream_options": {"include_usage": True}, "cache_prompt": True,
+                "chat_template_kwargs": {"enable_thinking": False}}
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode(),
                                          {"Content-Type": "application/json"})
-        begun, first, text, usage, timings = time.monotonic(), None, "", None, None
+        begun, first, text, usage, timings, known = time.monotonic(), None, "", None, None, None
         with urllib.request.urlopen(request, timeout=3600) as reply:
             for line in reply:
                 if not line.startswith(b"data: {"):
@@ -92,6 +96,7 @@ class Server:
                 if "error" in chunk:
                     fail(f"{self.name}: {chunk['error']}")
                 usage, timings = chunk.get("usage") or usage, chunk.get("timings") or timings
+                known = chunk["qw_cache"]["same_as_known"]["tokens"] if "qw_cache" in chunk else known
                 for choice in chunk["choices"]:
                     piece = choice["delta"].get("content")
                     if piece:
@@ -100,7 +105,7 @@ class Server:
         n = usage["prompt_tokens"]
         reused = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
         computed = timings["prompt_n"] if timings else n - reused
-        return text, n, computed, usage["completion_tokens"], first or time.monotonic() - begun
+        return text, n, computed, known, usage["completion_tokens"], first or time.monotonic() - begun
 
 
 def plan(turns):
@@ -131,9 +136,9 @@ def converse(server, options):
         else:
             history.append({"role": "user", "content": f"Question {turn}{' again' if action == 'edit' else ''}: where do I bring "
                             f"the {['maps', 'novels', 'letters'][turn % 3]} from shelf {turn * 13 % 97}?"})
-        text, n, computed, n_answer, first = server.ask(history, options.answer_tokens)
+        text, n, computed, known, n_answer, first = server.ask(history, options.answer_tokens)
         rows.append({"turn": turn, "action": action, "tokens": n, "computed": computed, "first_s": first,
-                     "added": None if before is None else n - before})
+                     "added": None if before is None else n - before, "known": known})
         before = n + n_answer - 1
         history.append({"role": "assistant", "content": text})
         say(f"{server.name}: turn {turn} {action}: {n} tokens, {computed} computed, {first:.2f} s")
@@ -145,7 +150,8 @@ def judge(rows, message_tokens):
     faults = []
     for r in rows[1:]:
         if r["action"] in ("", "restart", "kill -9", "side request"):
-            most = r["added"]
+            new = r["tokens"] - r["known"]
+            most = max(new, 1) if new <= r["added"] else new + message_tokens  # the template changed what is behind
         else:
             most = message_tokens  # at most one message, and what follows it
         if r["computed"] > most:
@@ -186,9 +192,9 @@ def main():
     facts = machine()
     print(f"machine  {facts['cpu']}, {facts['cores']} cores, {facts['system']}")
     print(f"model    {os.path.basename(path)}, {options.turns} turns, system prompt of about {options.system_tokens} tokens\n")
-    print(f"{'turn':>4}  {'':<13}{'tokens':>7}{'added':>7}" + "".join(f"  {name + ' computed':>22}{'first':>8}" for name in results))
+    print(f"{'turn':>4}  {'':<13}{'tokens':>7}{'added':>7}{'new':>7}" + "".join(f"  {name + ' computed':>22}{'first':>8}" for name in results))
     for i, r in enumerate(results["qw"]):
-        print(f"{r['turn']:>4}  {r['action']:<13}{r['tokens']:>7}{'' if r['added'] is None else r['added']:>7}" +
+        print(f"{r['turn']:>4}  {r['action']:<13}{r['tokens']:>7}{'' if r['added'] is None else r['added']:>7}{r['tokens'] - r['known']:>7}" +
               "".join(f"  {rows[i]['computed']:>22}{rows[i]['first_s']:>7.2f}s" for rows in results.values()))
     for name, rows in results.items():
         print(f"{name}: {sum(r['computed'] for r in rows[1:])} tokens computed after the first turn, "

@@ -713,7 +713,7 @@ static uint32_t plan_piece(qw_core *c, run *r, uint32_t most)
     if (is_being_computed(c, r, further ? m.n_tokens : n_computed(r))) return 0;
     if (!r->lane) {
         if (!enter_lane(c, r)) return 0;
-    } else if (further) {
+    } else if (further && r->lane->n_snaps == 0) { /* else they would be lost before their page is there */
         continue_past(c, r, &m); /* another request got further on the same way */
     }
     uint32_t left = r->n_known - n_computed(r), n = left < most ? left : most;
@@ -895,6 +895,14 @@ static void end_the_overdue(qw_core *c)
     }
 }
 
+/* Some lane is being filled, if only for one who has gone. */
+static bool is_loading(const qw_core *c)
+{
+    for (uint32_t i = 0; i < c->o.n_lanes; i++)
+        if (c->lanes[i].op) return true;
+    return false;
+}
+
 qw_step qw_core_step(qw_core *c)
 {
     bool any = c->first != NULL;
@@ -905,7 +913,7 @@ qw_step qw_core_step(qw_core *c)
     plan(c);
     if (c->n_rows > 0) compute(c);
     if (c->o.store) qw_prefix_save(c->prefix, c->now_us, QW_SAVE_AFTER_US);
-    if (c->n_rows == 0 && c->waits && c->first) return QW_STEP_WAITS;
+    if (c->n_rows == 0 && c->first && (c->waits || is_loading(c))) return QW_STEP_WAITS;
     return any ? QW_STEP_DONE : QW_STEP_IDLE;
 }
 

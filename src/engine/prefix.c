@@ -611,6 +611,7 @@ void qw_prefix_unpin(qw_prefix *c, qw_prefix_node *tip)
 
 void qw_prefix_set_saved(qw_prefix *c, qw_prefix_node *full)
 {
+    if (full->keeping == BEING_SAVED) return; /* by another one, who will say so */
     full->keeping = SAVED;
     if (!full->snaps) forget_unsaved(c, full);
 }

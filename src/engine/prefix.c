@@ -439,6 +439,14 @@ static void consider(const qw_prefix *c, qw_prefix_node *node, uint32_t n, uint3
         if (position_of(s) > best->n_tokens) *best = (place_to_continue){node, position_of(s), s->slot};
 }
 
+/* A snapshot in the middle of a page is on the page of whoever took it: others with the same beginning go on from there. */
+static void consider_siblings(const qw_prefix *c, const qw_prefix_node *node, const int32_t *tokens, uint32_t most,
+                              place_to_continue *best)
+{
+    for (qw_prefix_node *s = node->parent->children; s; s = s->next)
+        if (s != node && s->snaps) consider(c, s, common(s->tokens, tokens, s->n_tokens), most, best);
+}
+
 void qw_prefix_find(const qw_prefix *c, const qw_prefix_node *root, const int32_t *tokens, size_t n, qw_prefix_match *out)
 {
     qw_prefix_node *node = (qw_prefix_node *)(uintptr_t)root, *next;
@@ -448,6 +456,7 @@ void qw_prefix_find(const qw_prefix *c, const qw_prefix_node *root, const int32_
     for (; n - depth >= QW_KV_TILE && (next = full_child(c, node, tokens + depth)); node = next, depth += QW_KV_TILE) {
         if (next->page == QW_NO_PAGE) continue;
         n_paged = depth + QW_KV_TILE;
+        if (c->recurrent) consider_siblings(c, next, tokens + depth, most, &best);
         consider(c, next, QW_KV_TILE, most, &best);
     }
     uint32_t n_known = depth;

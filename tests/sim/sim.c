@@ -526,7 +526,7 @@ static bool run_seed(sim_model *model, uint64_t seed, bool verbose)
 {
     world w = {.verbose = verbose, .model = model, .now_us = 1};
     qw_core_counts counts;
-    uint64_t idle = 0;
+    uint64_t idle = 0, n_waits = 0;
     open_world(&w, seed);
     for (uint32_t step = 0; w.n_live > 0 && !w.failed; step++) {
         uint64_t rows = w.n_rows;
@@ -537,8 +537,10 @@ static bool run_seed(sim_model *model, uint64_t seed, bool verbose)
         if (below(3000) < (w.disk ? 20 : 2)) restart(&w);
         if (w.disk) fake_state_set_now(w.disk, w.now_us);
         qw_step done = qw_core_step(w.core);
-        if (done == QW_STEP_WAITS && fake_state_next_us(w.disk) == INT64_MAX) FAIL(&w, "it waits for nothing");
-        if (done == QW_STEP_WAITS && fake_state_next_us(w.disk) > w.now_us) w.now_us = fake_state_next_us(w.disk);
+        bool due = w.disk && fake_state_next_us(w.disk) < INT64_MAX; /* else at most what was done at once, and not polled yet */
+        n_waits = done == QW_STEP_WAITS && !due ? n_waits + 1 : 0;
+        if (n_waits > 1) FAIL(&w, "it waits for nothing");
+        if (done == QW_STEP_WAITS && due && fake_state_next_us(w.disk) > w.now_us) w.now_us = fake_state_next_us(w.disk);
         take_events(&w);
         qw_core_check(w.core);
         idle = w.n_rows == rows && done != QW_STEP_WAITS && !qw_core_idle(w.core) ? idle + 1 : 0;

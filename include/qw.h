@@ -315,6 +315,8 @@ typedef struct qw_engine_stats {
     uint64_t guessed, guessed_right;                                 /* tokens that a pass checked beside the next one */
     uint64_t preemptions;                                            /* requests that had to step back for want of memory */
     uint64_t cached_pages, cached_snapshots, evicted_pages, evicted_snapshots; /* of QW_PAGE_TOKENS tokens each */
+    uint64_t save_failures;                                          /* pages and snapshots that could not be saved, */
+    char save_fault[QW_ERR_TEXT_MAX];                                /* and why the first of them could not; or "" */
 } qw_engine_stats;
 void qw_engine_get_stats(qw_engine *engine, qw_engine_stats *out); /* any thread */
 

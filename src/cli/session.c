@@ -237,6 +237,17 @@ static void note_full(qw_session *s, const char *what)
                     "holds more than %u tokens)", what, qw_engine_context(s->engine));
 }
 
+/* Once: the next start will compute the conversation again. */
+static void note_unsaved(qw_session *s)
+{
+    qw_engine_stats stats;
+    if (s->told_unsaved) return;
+    qw_engine_get_stats(s->engine, &stats);
+    if (stats.save_fault[0] == 0) return;
+    qw_session_note(s, "(conversations are not saved: %s)", stats.save_fault);
+    s->told_unsaved = true;
+}
+
 static qw_session_result finish(qw_session *s, answer_state *a, const qw_event *ev)
 {
     qw_err err;
@@ -260,6 +271,7 @@ static qw_session_result finish(qw_session *s, answer_state *a, const qw_event *
         qw_cli_error(&ev->error);
         return QW_SESSION_FAILED;
     }
+    note_unsaved(s);
     if (ev->finish == QW_FINISH_CONTEXT)
         note_full(s, "the context is full and the answer is cut");
     if (ev->finish == QW_FINISH_STOP && a->text.n == 0) qw_session_note(s, "(an empty answer)");

@@ -35,6 +35,7 @@ typedef struct qw_session {
     char *system;                    /* owns; NULL: the model's own */
     qw_session_message *messages;    /* owns; alternating, from the user first */
     size_t n, cap;
+    bool told_unsaved;               /* that what was computed cannot be saved */
     char *unsent;                    /* owns; the last message that got no answer, for /retry; or NULL */
     uint64_t n_retries;
     qw_usage usage;                  /* of the last answer */

@@ -71,7 +71,11 @@ static qw_status send_call(qw_engine_answer *a, qw_event_type type, qw_text argu
     QW_TRY(new_text_event(a, type, arguments, &node, err));
     memcpy(node->call_name, a->call_name, sizeof node->call_name);
     if (a->job->said) qw_memory_call_id(a->job->said, a->n_calls - 1, node->call_id);
-    node->call = (qw_tool_call){.id = a->job->said ? node->call_id : NULL, .name = node->call_name, .arguments = {.s = node->text, .n = arguments.n}};
+    node->call = (qw_tool_call){
+        .id = a->job->said ? node->call_id : NULL,
+        .name = node->call_name,
+        .arguments = {.s = node->text, .n = arguments.n},
+    };
     node->event.call = &node->call;
     node->event.call_index = a->n_calls - 1;
     node->event.complete = complete;

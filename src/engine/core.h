@@ -33,7 +33,7 @@ typedef struct qw_compute {
     void *ctx;
     void (*forward)(void *ctx, const qw_row *rows, size_t n_rows);
     void (*logits)(void *ctx, const uint32_t *rows, size_t n, float *out, size_t ld);
-    bool (*failed)(void *ctx);      /* what was computed cannot be trusted */
+    bool (*failed)(void *ctx, qw_err *err); /* what was computed cannot be trusted, and why */
     int64_t (*clock_us)(void *ctx);
 } qw_compute;
 

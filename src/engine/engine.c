@@ -9,6 +9,12 @@
 #include "engine/guesser.h"
 #include "engine/request.h"
 
+enum {
+    SAVE_LOOK_US = 200000,
+    FLUSH_US = 10000000, /* at the end, for what is not saved yet */
+    STATE_THREADS = 2
+};
+
 qw_engine_options qw_engine_options_default(void)
 {
     return (qw_engine_options){0};
@@ -156,6 +162,7 @@ void qw_engine_get_stats(qw_engine *e, qw_engine_stats *out)
     pthread_mutex_lock(&e->lock);
     *out = e->stats;
     out->n_waiting = e->n_inbox + e->n_waiting;
+    memcpy(out->save_fault, e->save_fault, sizeof out->save_fault);
     pthread_mutex_unlock(&e->lock);
 }
 
@@ -169,12 +176,6 @@ const char *qw_engine_note(const qw_engine *e)
     if (e->note[0]) return e->note;
     return e->model->weights ? qw_weights_note(e->model->weights) : "";
 }
-
-enum {
-    SAVE_LOOK_NS = 200000000,
-    FLUSH_US = 10000000, /* at the end, for what is not saved yet */
-    STATE_THREADS = 2
-};
 
 /* ---- thread ----------------------------------------------------------------------------------- */
 
@@ -195,7 +196,9 @@ static qw_engine_stats stats_of(const qw_core_counts *c)
     qw_engine_stats s = {.n_running = c->n_running, .requests = c->requests, .prompt_tokens = c->prompt_tokens,
                          .reused_tokens = c->reused_tokens, .computed_tokens = c->rows, .preemptions = c->preemptions,
                          .cached_pages = c->prefix.n_pages, .cached_snapshots = c->prefix.n_snapshots,
-                         .restored_tokens = c->restored_tokens, .guessed = c->guessed, .guessed_right = c->guessed_right, .evicted_pages = c->prefix.pages_evicted, .evicted_snapshots = c->prefix.snapshots_evicted};
+                         .restored_tokens = c->restored_tokens, .guessed = c->guessed, .guessed_right = c->guessed_right,
+                         .evicted_pages = c->prefix.pages_evicted, .evicted_snapshots = c->prefix.snapshots_evicted,
+                         .save_failures = c->prefix.save_failures};
     memcpy(s.missed, c->missed, sizeof s.missed);
     return s;
 }
@@ -203,15 +206,8 @@ static qw_engine_stats stats_of(const qw_core_counts *c)
 /* Until there is work; with unsaved pasts not for ever. False: it is time to look after those. Under the lock. */
 static bool sleep_a_while(qw_engine *e)
 {
-    struct timespec t;
     if (!qw_core_has_unsaved(e->core) && !e->waits) return pthread_cond_wait(&e->work, &e->lock) == 0;
-    clock_gettime(CLOCK_REALTIME, &t);
-    t.tv_nsec += SAVE_LOOK_NS;
-    if (t.tv_nsec >= 1000000000) {
-        t.tv_sec++;
-        t.tv_nsec -= 1000000000;
-    }
-    return pthread_cond_timedwait(&e->work, &e->lock, &t) == 0;
+    return qw_cond_wait_until(&e->work, &e->lock, qw_clock_us() + SAVE_LOOK_US);
 }
 
 /* The store is done with something. */
@@ -228,8 +224,11 @@ static void wake(void *ctx)
 static void publish(qw_engine *e)
 {
     qw_core_counts counts;
+    qw_err fault;
     qw_core_get_counts(e->core, &counts);
+    bool faulty = e->state && qw_state_io_report(e->state, &fault);
     pthread_mutex_lock(&e->lock);
+    if (faulty) memcpy(e->save_fault, fault.text, sizeof e->save_fault);
     e->n_waiting = counts.n_waiting;
     e->stats = stats_of(&counts);
     pthread_mutex_unlock(&e->lock);
@@ -278,12 +277,13 @@ static void logits(void *ctx, const uint32_t *rows, size_t n, float *out, size_t
 }
 
 /* A model that failed once is not used again. */
-static bool failed(void *ctx)
+static bool failed(void *ctx, qw_err *err)
 {
     qw_engine *e = ctx;
     if (!qw_model_failed(e->model)) return false;
+    qw_fail(err, QW_E_CORRUPT, "the model's file changed or could not be read while it was in use; load it again");
     pthread_mutex_lock(&e->lock);
-    qw_fail(&e->dead, QW_E_CORRUPT, "the model's file changed or could not be read while it was in use; load it again");
+    e->dead = *err;
     pthread_mutex_unlock(&e->lock);
     return true;
 }
@@ -324,9 +324,9 @@ static qw_status create_core(qw_engine *e, const qw_plan *plan, qw_err *err)
         .compute = {.ctx = e, .forward = forward, .logits = logits, .failed = failed, .clock_us = clock_us},
         .pool = e->rt.seqs, .tokenizer = e->model->tokenizer, .events = &e->events, .n_vocab = e->model->net->hp.n_vocab,
         .banned = e->banned, .n_banned = e->n_banned, .context = e->context, .n_lanes = plan->n_parallel,
-        .guesser = e->guesses ? qw_guesses_guesser(e->guesses) : none, .n_rows_max = QW_BATCH_ROWS, .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e), .store = e->state ? &e->store : NULL,
-        .ended = job_ended,
-        .ended_ctx = e};
+        .guesser = e->guesses ? qw_guesses_guesser(e->guesses) : none, .n_rows_max = QW_BATCH_ROWS,
+        .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e), .store = e->state ? &e->store : NULL,
+        .ended = job_ended, .ended_ctx = e};
     if (getrandom(&o.key, sizeof o.key, 0) != sizeof o.key) return qw_fail_errno(err, "cannot draw a random key");
     return qw_core_create(&o, &e->core, err);
 }
@@ -339,13 +339,12 @@ static qw_status open_store(qw_engine *e, const qw_engine_options *o, qw_err *er
                               .recurrent_bytes = po->recurrent_bytes};
     const qw_state_limits limits = {.bytes_max = o->state_bytes_max ? o->state_bytes_max : QW_STATE_BYTES_DEFAULT,
                                     .free_min = QW_STATE_FREE_MIN, .age_s_max = QW_STATE_AGE_S};
-    const qw_state_io_options io = {.n_threads = STATE_THREADS, .wake = wake, .wake_ctx = e};
+    qw_state_io_options io = {.n_threads = STATE_THREADS, .wake = wake, .wake_ctx = e};
     if (!o->state_dir) return QW_OK;
     qw_gguf_identity(e->model->file, layout.model);
     QW_TRY(qw_state_files_open(o->state_dir, &layout, &limits, &e->state_files, err));
-    qw_state_io_options with_files = io;
-    with_files.files = e->state_files;
-    QW_TRY(qw_state_io_open(&with_files, &e->state, err));
+    io.files = e->state_files;
+    QW_TRY(qw_state_io_open(&io, &e->state, err));
     e->store = qw_state_io_store(e->state);
     return QW_OK;
 }
@@ -368,7 +367,8 @@ static qw_status create_compute(qw_engine *e, const qw_engine_options *o, const 
     QW_TRY(qw_model_prepare(e->model, e->rt.pool, err));
     QW_TRY(find_banned(e, err));
     if (!o->plain_decoding)
-        QW_TRY(qw_guesses_create(plan->n_parallel, e->model->net->hp.n_vocab, e->context, PASS_ROWS * us_per_row(e), &e->guesses, err));
+        QW_TRY(qw_guesses_create(plan->n_parallel, e->model->net->hp.n_vocab, e->context, PASS_ROWS * us_per_row(e),
+                                 &e->guesses, err));
     open_state(e, o);
     return create_core(e, plan, err);
 }
@@ -385,7 +385,7 @@ qw_status qw_engine_create(qw_model *model, const qw_engine_options *o, qw_engin
     e->context = plan.context;
     e->n_queue_max = o->n_queue_max ? o->n_queue_max : QW_QUEUE_DEFAULT;
     pthread_mutex_init(&e->lock, NULL);
-    pthread_cond_init(&e->work, NULL);
+    qw_cond_init(&e->work);
     e->events.fd = -1;
     QW_TRY_GOTO(qw_events_init(&e->events, err));
     QW_TRY_GOTO(create_compute(e, o, &plan, err));

@@ -110,6 +110,7 @@ struct qw_engine {
     qw_job *all;          /* every job until its end, whoever has it */
     uint32_t n_inbox, n_waiting, n_queue_max; /* in the inbox; taken from it and not begun */
     qw_engine_stats stats; /* as of the last step */
+    char save_fault[QW_ERR_TEXT_MAX]; /* why the first save that failed did, or "" */
     bool stop;
     bool woken;           /* by the store */
     uint64_t next_id;

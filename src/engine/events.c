@@ -3,20 +3,18 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "engine/engine_private.h"
+
+enum { LOOK_AGAIN_US = 50000 };
 
 qw_status qw_events_init(qw_event_queue *q, qw_err *err)
 {
-    pthread_condattr_t attr;
     pthread_mutex_init(&q->lock, NULL);
-    pthread_condattr_init(&attr);
-    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-    pthread_cond_init(&q->readable, &attr);
-    pthread_cond_init(&q->writable, &attr);
-    pthread_condattr_destroy(&attr);
+    qw_cond_init(&q->readable);
+    qw_cond_init(&q->writable);
     q->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
     if (q->fd < 0) return qw_fail_errno(err, "cannot make an event descriptor");
     return QW_OK;
@@ -43,27 +41,12 @@ void qw_events_free(qw_event_queue *q)
     pthread_mutex_destroy(&q->lock);
 }
 
-/* Milliseconds from now as an absolute time of the condition's clock. */
-static struct timespec deadline(int ms)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    t.tv_sec += ms / 1000;
-    t.tv_nsec += (long)(ms % 1000) * 1000000;
-    if (t.tv_nsec >= 1000000000) {
-        t.tv_sec++;
-        t.tv_nsec -= 1000000000;
-    }
-    return t;
-}
-
 void qw_events_push(qw_event_queue *q, qw_event_node *node, const atomic_bool *cancelled)
 {
     uint64_t one = 1;
     pthread_mutex_lock(&q->lock);
     while (q->n >= QW_EVENTS_MAX && !q->closed && !atomic_load(cancelled)) {
-        struct timespec t = deadline(50); /* cancelled is not signalled: look again soon */
-        pthread_cond_timedwait(&q->writable, &q->lock, &t);
+        qw_cond_wait_until(&q->writable, &q->lock, qw_clock_us() + LOOK_AGAIN_US); /* cancelled is not signalled */
     }
     if (q->closed) {
         qw_event_node_free(node);
@@ -90,16 +73,15 @@ void qw_events_close(qw_event_queue *q)
 
 bool qw_events_poll(qw_event_queue *q, int timeout_ms, qw_event *out)
 {
-    struct timespec t = deadline(timeout_ms > 0 ? timeout_ms : 0);
+    int64_t until_us = timeout_ms > 0 ? qw_clock_us() + (int64_t)timeout_ms * 1000 : 0;
     uint64_t count;
     bool got = false;
     pthread_mutex_lock(&q->lock);
     qw_event_node_free(q->current);
     q->current = NULL;
     while (q->n == 0 && !q->closed && timeout_ms != 0) {
-        int rc = timeout_ms < 0 ? pthread_cond_wait(&q->readable, &q->lock)
-                                : pthread_cond_timedwait(&q->readable, &q->lock, &t);
-        if (rc == ETIMEDOUT) break;
+        if (timeout_ms < 0) pthread_cond_wait(&q->readable, &q->lock);
+        else if (!qw_cond_wait_until(&q->readable, &q->lock, until_us)) break;
     }
     if (q->n > 0) {
         q->current = q->first;

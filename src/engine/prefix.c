@@ -551,7 +551,8 @@ static void absorb(qw_prefix *c, qw_prefix_node *n)
 {
     for (qw_prefix_node *s = n->parent->children, *next; s; s = next) {
         next = s->next;
-        if (s == n || s->n_pins > 0 || s->n_tokens >= n->n_tokens || common(s->tokens, n->tokens, s->n_tokens) < s->n_tokens) continue;
+        if (s == n || s->n_pins > 0 || s->n_tokens >= n->n_tokens) continue;
+        if (common(s->tokens, n->tokens, s->n_tokens) < s->n_tokens) continue;
         while (s->snaps) {
             uint32_t at = s->snaps->at;
             int64_t used_us = s->snaps->used_us;

@@ -38,7 +38,7 @@ typedef struct qw_prefix_options {
     qw_seq_pool *pool;         /* borrows */
     qw_sip_key key;
     uint32_t n_remembered_max; /* nodes without a page, one for each owner among them */
-    uint32_t n_pinned_max;     /* pins at the same time */
+    uint32_t n_pinned_max;     /* sequences that stand in the tree at the same time */
     uint32_t n_snapshots_max;  /* slots of the pool that snapshots may take; 0 for models without recurrent state */
     double us_per_token;       /* what computing a token of a prompt takes */
     const qw_state_store *store; /* borrows; what is kept is also saved there. NULL: it is not */

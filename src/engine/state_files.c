@@ -112,8 +112,8 @@ static qw_status hash_layout(const qw_state_layout *l, uint8_t out[STATE_LAYOUT_
                      "numerics %d order %d model %.64s exact %d kv %d layers %u heads %u of %u by %u index %u by %u "
                      "tile %d page %zu recurrent %zu",
                      QW_STATE_NUMERICS, *(const uint8_t *)&order, l->model, l->exact, (int)l->shape.type,
-                     l->shape.n_layers, l->shape.n_heads, l->shape.n_kv_heads, l->shape.head_dim, l->shape.index_dim, l->shape.index_block,
-                     QW_KV_TILE, l->page_bytes, l->recurrent_bytes);
+                     l->shape.n_layers, l->shape.n_heads, l->shape.n_kv_heads, l->shape.head_dim, l->shape.index_dim,
+                     l->shape.index_block, QW_KV_TILE, l->page_bytes, l->recurrent_bytes);
     QW_ASSERT(n > 0 && n < (int)sizeof text);
     if (EVP_Digest(text, (size_t)n, out, NULL, EVP_sha256(), NULL) == 1) return QW_OK;
     return qw_fail(err, QW_E_INTERNAL, "SHA-256 is not available from the crypto library");

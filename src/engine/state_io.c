@@ -10,12 +10,11 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
 
-enum { LOOK_AGAIN_S = 600 }; /* whether a trim is due, while nothing else happens */
+enum { LOOK_AGAIN_US = 600000000 }; /* whether a trim is due, while nothing else happens */
 
 typedef struct list {
     qw_state_op *first, *last;
@@ -275,10 +274,7 @@ static bool may_begin_back(const qw_state_io *io)
 
 static void wait_for_work(qw_state_io *io)
 {
-    struct timespec until;
-    clock_gettime(CLOCK_MONOTONIC, &until);
-    until.tv_sec += LOOK_AGAIN_S;
-    pthread_cond_timedwait(&io->work, &io->lock, &until);
+    qw_cond_wait_until(&io->work, &io->lock, qw_clock_us() + LOOK_AGAIN_US);
 }
 
 static void *thread_main(void *arg)
@@ -315,15 +311,6 @@ static int start_threads(qw_state_io *io)
 
 /* ---- the door ------------------------------------------------------------------------------------- */
 
-static void init_cond(pthread_cond_t *c)
-{
-    pthread_condattr_t a;
-    pthread_condattr_init(&a);
-    pthread_condattr_setclock(&a, CLOCK_MONOTONIC);
-    pthread_cond_init(c, &a);
-    pthread_condattr_destroy(&a);
-}
-
 qw_status qw_state_io_open(const qw_state_io_options *o, qw_state_io **out, qw_err *err)
 {
     qw_state_io *io = NULL;
@@ -332,8 +319,8 @@ qw_status qw_state_io_open(const qw_state_io_options *o, qw_state_io **out, qw_e
     QW_TRY(qw_alloc(&io, 1, sizeof *io, "disk threads", err));
     io->o = *o;
     pthread_mutex_init(&io->lock, NULL);
-    init_cond(&io->work);
-    init_cond(&io->finished);
+    qw_cond_init(&io->work);
+    qw_cond_init(&io->finished);
     int rc = start_threads(io);
     if (rc != 0) {
         errno = rc;
@@ -392,12 +379,10 @@ static qw_state_op *poll_done(void *ctx)
 
 static bool wait_done(void *ctx, int64_t timeout_us)
 {
-    enum { US_PER_S = 1000000 };
     qw_state_io *io = ctx;
     int64_t until_us = qw_clock_us() + timeout_us;
-    const struct timespec until = {.tv_sec = until_us / US_PER_S, .tv_nsec = until_us % US_PER_S * 1000};
     pthread_mutex_lock(&io->lock);
-    while (!io->done.first && pthread_cond_timedwait(&io->finished, &io->lock, &until) == 0) {}
+    while (!io->done.first && qw_cond_wait_until(&io->finished, &io->lock, until_us)) {}
     bool any = io->done.first != NULL;
     pthread_mutex_unlock(&io->lock);
     return any;

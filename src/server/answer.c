@@ -266,10 +266,22 @@ static void note_warning(const qw_answer *a, const qw_event *ev)
     if (s->o.verbose) fprintf(stderr, "%s: %.*s\n", a->head.id, (int)ev->text.n, ev->text.s);
 }
 
+/* Once, for whoever runs the service: the reason names a folder of this machine, which is nothing for its clients. */
+static void tell_unsaved(qw_service *s)
+{
+    qw_engine_stats stats;
+    if (s->told_unsaved) return;
+    qw_engine_get_stats(s->engine, &stats);
+    if (stats.save_fault[0] == 0) return;
+    fprintf(stderr, "qw: conversations are not saved: %s\n", stats.save_fault);
+    s->told_unsaved = true;
+}
+
 void qw_answer_event(qw_answer *a, const qw_event *ev)
 {
     if (ev->type == QW_EVENT_WARNING) note_warning(a, ev);
     if (qw_event_is_terminal(ev)) {
+        tell_unsaved(a->service);
         end_answer(a, ev);
         free_answer(a);
         return;

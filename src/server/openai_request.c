@@ -315,7 +315,8 @@ static bool take_structured(void *target, const char *param, json_t *value, qw_a
     if (!json_is_object(value) || json_object_size(value) != 1)
         return qw_field_bad(e, param, "want an object with one of json, regex, choice, grammar");
     if (json_is_string(regex) || json_is_string(grammar)) {
-        r->request.form = (qw_form_request){.kind = regex ? QW_FORM_REGEX : QW_FORM_GRAMMAR, .source = text_of(regex ? regex : grammar)};
+        r->request.form = (qw_form_request){.kind = regex ? QW_FORM_REGEX : QW_FORM_GRAMMAR,
+                                            .source = text_of(regex ? regex : grammar)};
         return true;
     }
     if (json_is_array(choice)) return keep_choices(r, param, choice, e);
@@ -536,7 +537,8 @@ static bool check_together(qw_chat_request *r, qw_api_error *e)
     if (r->top_k != TOP_K_ABSENT) s->top_k = r->top_k > 0 ? r->top_k : 0; /* -1 is another word for off */
     if (r->without_tools) r->request.tools = (qw_text){0};
     if (r->n_forms > 1)
-        return qw_field_bad(e, "response_format", "response_format, structured_outputs and a required tool_choice: one of them at most");
+        return qw_field_bad(e, "response_format",
+                            "response_format, structured_outputs and a required tool_choice: one of them at most");
     if (r->n_forms == 0 && r->strict_tools && r->request.tools.n > 0) r->request.form.kind = QW_FORM_CALLS;
     return true;
 }

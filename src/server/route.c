@@ -138,7 +138,7 @@ static json_t *engine_object(qw_service *s)
 {
     qw_engine_stats st;
     qw_engine_get_stats(s->engine, &st);
-    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I}}", "waiting",
+    return json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:{s:I, s:I, s:I}, s:{s:I, s:I, s:I, s:I, s:I}}", "waiting",
                      (json_int_t)st.n_waiting, "running", (json_int_t)st.n_running, "requests", (json_int_t)st.requests,
                      "reused_tokens", (json_int_t)st.reused_tokens, "computed_tokens", (json_int_t)st.computed_tokens,
                      "preemptions", (json_int_t)st.preemptions, "missed", "unknown",
@@ -146,7 +146,7 @@ static json_t *engine_object(qw_service *s)
                      "no_snapshot", (json_int_t)st.missed[QW_MISS_SNAPSHOT], "cache", "tokens",
                      (json_int_t)st.cached_pages * QW_PAGE_TOKENS, "snapshots", (json_int_t)st.cached_snapshots,
                      "evicted_tokens", (json_int_t)st.evicted_pages * QW_PAGE_TOKENS, "evicted_snapshots",
-                     (json_int_t)st.evicted_snapshots);
+                     (json_int_t)st.evicted_snapshots, "save_failures", (json_int_t)st.save_failures);
 }
 
 static void serve_health(qw_service *s, qw_conn *c, const route *r)

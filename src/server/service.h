@@ -70,6 +70,7 @@ typedef struct qw_service {
     char url[320];         /* http://HOST:PORT */
     bool loopback;         /* only this machine can reach it */
     bool draining, failed; /* failed: the engine's model is unusable */
+    bool told_unsaved;     /* that what was computed cannot be saved */
 } qw_service;
 
 /* QW_E_ARG when the host could be reached from other machines and that was not allowed, or is no host. */

@@ -375,6 +375,18 @@ static uint32_t move(subset *x, uint32_t from, uint32_t to, nfa_kind kind, uint3
     return n ? intern(x, close_set(x, n, false, false), false) : DEAD;
 }
 
+/* The edges of state i, which has none yet. */
+static void add_edges(grammar_build *b, grammar_dfa *d, uint32_t i, const dfa_edge *edges, uint32_t n)
+{
+    if (n == 0 || !grammar_room(b, &d->edges, d->n_edges, n, &d->edges_cap, sizeof *d->edges, QW_GRAMMAR_EDGES_MAX,
+                                "edges"))
+        return;
+    memcpy(d->edges + d->n_edges, edges, n * sizeof *edges);
+    d->states[i].edges = d->n_edges;
+    d->states[i].n_edges = n;
+    d->n_edges += n;
+}
+
 /* Edges of state i, whose set is members[from, to). They are collected first: making states appends too. */
 static void expand_bytes(subset *x, uint32_t i, uint32_t from, uint32_t to)
 {
@@ -391,14 +403,7 @@ static void expand_bytes(subset *x, uint32_t i, uint32_t from, uint32_t to)
         if (n > 0 && edges[n - 1].to == target && edges[n - 1].hi + 1u == lo) edges[n - 1].hi = (uint8_t)(hi - 1);
         else edges[n++] = (dfa_edge){(uint8_t)lo, (uint8_t)(hi - 1), target};
     }
-    grammar_dfa *d = x->dfa;
-    if (n == 0 || !grammar_room(x->b, &d->edges, d->n_edges, n, &d->edges_cap, sizeof *d->edges, QW_GRAMMAR_EDGES_MAX,
-                                "edges"))
-        return;
-    memcpy(d->edges + d->n_edges, edges, n * sizeof *edges);
-    d->states[i].edges = d->n_edges;
-    d->states[i].n_edges = n;
-    d->n_edges += n;
+    add_edges(x->b, x->dfa, i, edges, n);
 }
 
 /* Calls and tokens of state i, each once. */
@@ -543,14 +548,7 @@ static void expand_pair(product *p, uint32_t i)
             else edges[n++] = (dfa_edge){(uint8_t)c, (uint8_t)hi, to};
         }
     }
-    grammar_dfa *d = &p->out;
-    if (n == 0 || !grammar_room(p->b, &d->edges, d->n_edges, n, &d->edges_cap, sizeof *d->edges, QW_GRAMMAR_EDGES_MAX,
-                                "edges"))
-        return;
-    memcpy(d->edges + d->n_edges, edges, n * sizeof *edges);
-    d->states[i].edges = d->n_edges;
-    d->states[i].n_edges = n;
-    d->n_edges += n;
+    add_edges(p->b, &p->out, i, edges, n);
 }
 
 /* The product from its first pair on. y: state of the second automaton. */

@@ -99,9 +99,10 @@ static void logits(void *ctx, const uint32_t *rows, size_t n, float *out, size_t
     for (size_t i = 0; i < n; i++) w->hashes[w->n_hashes++] = sim_hash_floats(out + i * ld, w->model->n_vocab);
 }
 
-static bool fake_failed(void *ctx)
+static bool fake_failed(void *ctx, qw_err *err)
 {
     (void)ctx;
+    (void)err;
     return false;
 }
 

@@ -178,7 +178,8 @@ typedef struct qw_engine_options {
     int n_threads;          /* 0: the cores this process may use */
     uint32_t context;       /* tokens a conversation may hold; 0: the model's own, at most 32768 */
     uint32_t n_parallel;    /* requests that are answered at the same time; 0: 8, or what memory allows */
-    uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY */
+    uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY; 0: 256 */
+    uint64_t queue_tokens_max; /* of all prompts that wait, likewise; one that waits alone may be longer. 0: 16 contexts */
     const char *state_dir;  /* folder where what was computed is saved, so that it outlives the process; NULL: it is not */
     uint64_t state_bytes_max; /* of all files there; 0: 20 GiB */
     bool plain_decoding;    /* one token a pass: no guesses that a pass checks beside it. The answers are the same */
@@ -211,7 +212,8 @@ int qw_engine_threads(const qw_engine *engine);
 const char *qw_engine_note(const qw_engine *engine);
 
 /* Everything in the request is copied. Any thread. Errors: QW_E_ARG (a parameter), QW_E_LIMIT (the prompt
- * does not fit the context: says both numbers), QW_E_BUSY (queue full). */
+ * does not fit the context: says both numbers), QW_E_BUSY (the queue is full, or too many answers that ended were not
+ * polled). */
 qw_status qw_submit(qw_engine *engine, const qw_request *request, uint64_t *id, qw_err *err);
 /* Asks for the end of a request; its terminal event still comes (QW_FINISH_CANCELLED). Any thread. */
 void qw_cancel(qw_engine *engine, uint64_t id);
@@ -287,14 +289,14 @@ typedef struct qw_event {
     uint64_t request;
     void *user;
     qw_event_type type;
-    qw_text text;                  /* TEXT, REASONING, CALL_ARGUMENTS, WARNING; valid until the next qw_poll */
+    qw_text text;                  /* TEXT, REASONING, CALL_ARGUMENTS, WARNING; valid until the next poll, as all pointers */
     const qw_event_token *tokens;  /* tokens sampled since the last event; text may lag behind them */
     size_t n_tokens;               /* every token but the end token comes once, if need be with an empty text */
     const qw_tool_call *call;      /* CALL_BEGIN, CALL_END; id: unguessable, found again when it comes back */
     uint32_t call_index;           /* CALL_*: 0 for the first call of the answer */
     bool complete;                 /* CALL_END */
     qw_finish finish;              /* DONE */
-    const char *stop;              /* DONE: the stop string that ended it, or NULL */
+    char stop[QW_STOP_BYTES_MAX + 1]; /* DONE: the stop string that ended it, or "" */
     qw_usage usage;
     qw_cache_use cache;            /* DONE */
     qw_timings timings;            /* DONE, ERROR */
@@ -321,8 +323,12 @@ typedef struct qw_engine_stats {
 void qw_engine_get_stats(qw_engine *engine, qw_engine_stats *out); /* any thread */
 
 /* Takes the next event of any request. timeout_ms: 0 returns at once, -1 waits. False: none came. Called by
- * one thread at a time. */
+ * one thread at a time. The engine waits for no reader: a request of which 256 events wait pauses until half of them were
+ * taken, and others go on. */
 bool qw_poll(qw_engine *engine, int timeout_ms, qw_event *out);
+/* The same of one request, for threads that look after one each; what an event points to is valid until the next poll of
+ * that request. False: none came, or the last one was taken. An event is given once, to whoever asks first. */
+bool qw_poll_request(qw_engine *engine, uint64_t id, int timeout_ms, qw_event *out);
 /* A file descriptor that is readable while events wait, for event loops. Owned by the engine. */
 int qw_engine_fd(const qw_engine *engine);
 

@@ -210,7 +210,7 @@ static void plan_answers(qw_core *c)
         qw_run *best = NULL;
         for (uint32_t i = 0; i < c->o.n_lanes; i++) {
             qw_run *u = c->lanes[i].user;
-            if (u && !u->passed && is_answering(u) && (!best || qw_run_stands_before(u, best))) best = u;
+            if (u && !u->passed && !u->paused && is_answering(u) && (!best || qw_run_stands_before(u, best))) best = u;
         }
         if (!best) break;
         best->passed = true;
@@ -296,7 +296,7 @@ static void plan_prompts(qw_core *c)
     while (left > 0 && c->n_in_pass < c->o.n_lanes && n_passed_over < PASSED_OVER_MAX) {
         qw_run *best = NULL;
         for (qw_run *r = c->first; r; r = r->next)
-            if (!r->passed && r->n_rows == 0 && !is_answering(r) && (!best || goes_before(r, best))) best = r;
+            if (!r->passed && !r->paused && r->n_rows == 0 && !is_answering(r) && (!best || goes_before(r, best))) best = r;
         if (!best) return;
         best->passed = true;
         uint32_t n = plan_piece(c, best, left);
@@ -310,7 +310,7 @@ static void plan(qw_core *c)
     qw_run *r = c->starved;
     c->n_rows = c->n_in_pass = 0;
     c->starved = NULL;
-    if (r && r->lane) { /* now that nobody is in the pass, it can take room from all who stand behind */
+    if (r && r->lane && !r->paused) { /* now that nobody is in the pass, it can take room from all who stand behind */
         uint32_t left = r->n_known - qw_run_n_computed(r), most = piece_rows(c);
         if (!qw_lane_make_room(c, r, qw_run_n_computed(r) + (left < most ? left : most))) c->starved = r;
     }
@@ -451,6 +451,17 @@ static void end_the_overdue(qw_core *c)
     }
 }
 
+/* Whoever has a reader that does not keep up pauses. False: somebody does not. */
+static bool pause_the_unread(qw_core *c)
+{
+    bool all = true;
+    for (qw_run *r = c->first; r; r = r->next) {
+        r->paused = qw_feed_is_full(c->o.events, r->job->feed, r->paused);
+        all = all && r->paused;
+    }
+    return all;
+}
+
 /* Some lane is being filled, if only for one who has gone. */
 static bool is_loading(const qw_core *c)
 {
@@ -466,10 +477,11 @@ qw_step qw_core_step(qw_core *c)
     c->waits = false;
     qw_core_take_from_store(c);
     end_the_overdue(c);
+    bool unread = pause_the_unread(c);
     plan(c);
     if (c->n_rows > 0) compute(c);
     if (c->o.store) qw_prefix_save(c->prefix, c->now_us, QW_SAVE_AFTER_US);
-    if (c->n_rows == 0 && c->first && (c->waits || is_loading(c))) return QW_STEP_WAITS;
+    if (c->n_rows == 0 && c->first && (c->waits || unread || is_loading(c))) return QW_STEP_WAITS;
     return any ? QW_STEP_DONE : QW_STEP_IDLE;
 }
 
@@ -586,7 +598,10 @@ void qw_core_get_counts(const qw_core *c, qw_core_counts *out)
     out->n_waiting = out->n_running = 0;
     for (const qw_run *r = c->first; r; r = r->next) {
         if (r->lane) out->n_running++;
-        else out->n_waiting++;
+        else {
+            out->n_waiting++;
+            out->waiting_tokens += r->job->n_tokens;
+        }
     }
     qw_prefix_get_counts(c->prefix, &out->prefix);
 }

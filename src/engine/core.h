@@ -4,6 +4,7 @@
  *
  * The step is a function of the requests, the state and the clock: it has no thread, waits for nothing and allocates
  * nothing. What computes is behind qw_compute, so that all of this runs on a fake model with a fake clock (tests/sim).
+ * A request whose reader does not keep up pauses, and gives its lane to whoever wants one; nothing waits for it.
  * In a step every answer gets its next token, and what room is left goes to prompts, in this order: priority; the owner who
  * had less by weight; the request that would be ready first had each begun when it came. Without room in memory the
  * newest request of the lowest priority steps back and goes on later, from what is still kept of it.
@@ -88,7 +89,7 @@ void qw_core_add(qw_core *c, qw_job *job);
 typedef enum qw_step {
     QW_STEP_IDLE = 0, /* no requests */
     QW_STEP_DONE,     /* something was computed, or ended */
-    QW_STEP_WAITS     /* nothing can be done before the store is done with something */
+    QW_STEP_WAITS     /* nothing can be done before the store is done with something, or a reader polls */
 } qw_step;
 /* One pass, and all that follows from it. */
 qw_step qw_core_step(qw_core *c);
@@ -101,6 +102,7 @@ void qw_core_finish(qw_core *c, int64_t us_max);
 
 typedef struct qw_core_counts {
     uint32_t n_waiting, n_running;
+    uint64_t waiting_tokens; /* of the prompts of those who wait */
     uint64_t steps, rows, preemptions; /* rows: computed, of all requests */
     uint64_t guessed, guessed_right;
     uint64_t requests, reused_tokens, prompt_tokens;

@@ -49,6 +49,7 @@ struct qw_run {
     qw_engine_answer answer;
     bool begun;       /* the answer has */
     bool passed;      /* looked at in this step */
+    bool paused;      /* its reader does not keep up */
     qw_looking looking; /* for what the store has */
     qw_state_op *found; /* owns; what it has */
     uint32_t n_known; /* of job->tokens: the prompt, and what was drawn since */

@@ -177,7 +177,9 @@ static kept *answer(talk *t, const int32_t *ids, size_t n, qw_finish finish, con
     qw_event ev;
     qw_err err;
     if (stop) snprintf(word, sizeof word, "%s", stop);
-    assert_int_equal(qw_events_init(&events, &err), QW_OK);
+    assert_int_equal(qw_events_init(&events, QW_BACKLOG_MAX, &err), QW_OK);
+    assert_int_equal(qw_feed_create(&job.feed, &err), QW_OK);
+    qw_events_open(&events, job.feed, job.id);
     assert_int_equal(qw_parser_create(&o, &job.parser, &err), QW_OK);
     assert_int_equal(qw_memory_begin(t->memory, t->owner, t->place, qw_text_of(t->lead), &job.said, &err), QW_OK);
     qw_engine_answer_begin(&a, &job, tokenizer, &events);
@@ -198,6 +200,7 @@ static kept *answer(talk *t, const int32_t *ids, size_t n, qw_finish finish, con
     qw_parser_destroy(job.parser);
     qw_memory_release(job.said);
     qw_events_free(&events);
+    qw_feed_release(job.feed);
     return k;
 }
 

@@ -128,7 +128,9 @@ static said *play(const char *script, int64_t tokens_max, bool loops)
     qw_err err;
     said *s = calloc(1, sizeof *s);
     assert_non_null(s);
-    assert_int_equal(qw_events_init(&events, &err), QW_OK);
+    assert_int_equal(qw_events_init(&events, QW_BACKLOG_MAX, &err), QW_OK);
+    assert_int_equal(qw_feed_create(&job.feed, &err), QW_OK);
+    qw_events_open(&events, job.feed, job.id);
     assert_int_equal(qw_parser_create(&o, &job.parser, &err), QW_OK);
     if (loops) assert_int_equal(qw_loops_create(&job.loops, &err), QW_OK);
     qw_engine_answer_begin(&a, &job, tokenizer, &events);
@@ -149,6 +151,7 @@ static said *play(const char *script, int64_t tokens_max, bool loops)
     qw_parser_destroy(job.parser);
     qw_loops_destroy(job.loops);
     qw_events_free(&events);
+    qw_feed_release(job.feed);
     return s;
 }
 

@@ -110,6 +110,8 @@ enum {
     QW_STOP_BYTES_MAX = 256,    /* bytes of one */
     QW_MESSAGES_MAX = 4096,
     QW_PROMPT_BYTES_MAX = 64 << 20,
+    QW_DEADLINE_MS_MAX = 7 * 86400 * 1000,
+    QW_OWNER_WEIGHT_MAX = 1000,
     QW_PAGE_TOKENS = 64         /* what the cache keeps in one piece */
 };
 
@@ -162,6 +164,7 @@ typedef struct qw_request {
     qw_form_request form;       /* holds from the end of the thinking on */
     void *user;                 /* comes back in every event */
     qw_text owner;              /* whose request it is: what was computed is never shared with another owner's; "" is one, too */
+    uint32_t owner_weight;      /* its share beside other owners', at most QW_OWNER_WEIGHT_MAX; 0: 1 */
     int32_t priority;           /* the higher goes first */
     int64_t deadline_ms;        /* after qw_submit the answer ends with QW_FINISH_DEADLINE; 0: never */
 } qw_request;

@@ -334,7 +334,7 @@ static void note_computed(qw_core *c, qw_run *r, uint32_t n)
     qw_seq_advance(l->seq, r->job->tokens + qw_run_n_computed(r), n);
     qw_lane_keep_pages(c, l);
     r->answer.usage.computed_tokens += r->n_rows;
-    r->owner->used += r->n_rows;
+    r->owner->used += (double)r->n_rows / (r->job->weight ? r->job->weight : 1);
     c->counts.rows += r->n_rows;
 }
 

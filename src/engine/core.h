@@ -6,7 +6,7 @@
  * nothing. What computes is behind qw_compute, so that all of this runs on a fake model with a fake clock (tests/sim).
  * A request whose reader does not keep up pauses, and gives its lane to whoever wants one; nothing waits for it.
  * In a step every answer gets its next token, and what room is left goes to prompts, in this order: priority; the owner who
- * had less by weight; the request that would be ready first had each begun when it came. Without room in memory the
+ * had less for its weight; the request that would be ready first had each begun when it came. Without room in memory the
  * newest request of the lowest priority steps back and goes on later, from what is still kept of it.
  * A sequence's tokens are the same whatever shares its steps. Engine thread only.
  */

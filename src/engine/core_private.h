@@ -13,7 +13,7 @@ enum { QW_SNAPS_MAX = 64 /* that wait for their pages in a lane; edges beyond th
 typedef struct qw_owner {
     struct qw_owner *next;
     uint8_t id[QW_OWNER_BYTES];
-    double used; /* rows computed for it, and what others had when it came */
+    double used; /* rows computed for it, each divided by its request's weight, and what others had when it came */
     uint32_t n_runs;
 } qw_owner;
 

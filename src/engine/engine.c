@@ -84,6 +84,7 @@ static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **ou
     job->fim = r->kind == QW_PROMPT_FIM;
     job->one_call = r->one_call;
     job->priority = r->priority;
+    job->weight = r->owner_weight;
     qw_request_owner(r, job->owner);
     QW_TRY_GOTO(qw_alloc(&job->stop, r->n_stop, sizeof *job->stop, "stop strings", err));
     for (; job->n_stop < r->n_stop; job->n_stop++) {

@@ -50,6 +50,7 @@ typedef struct qw_job {
     uint8_t owner[32];  /* hash of its name */
     int32_t priority;
     int64_t deadline_us; /* 0: none */
+    uint32_t weight;     /* of its owner's share; 0 counts as 1 */
     char **stop;         /* owns; [n_stop] */
     size_t n_stop;
     int64_t max_tokens;

@@ -223,6 +223,7 @@ static qw_job *make_job(world *w, client *c)
     job->max_tokens = c->n_max;
     job->owner[0] = (uint8_t)c->owner;
     job->priority = chance(10) ? 1 : 0;
+    job->weight = below(4);
     job->submitted_us = w->now_us;
     if (qw_feed_create(&job->feed, NULL) != QW_OK) abort();
     qw_events_open(&w->events, job->feed, job->id);

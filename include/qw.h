@@ -166,7 +166,7 @@ typedef struct qw_request {
     qw_text owner;              /* whose request it is: what was computed is never shared with another owner's; "" is one, too */
     uint32_t owner_weight;      /* its share beside other owners', at most QW_OWNER_WEIGHT_MAX; 0: 1 */
     int32_t priority;           /* the higher goes first */
-    int64_t deadline_ms;        /* after qw_submit the answer ends with QW_FINISH_DEADLINE; 0: never */
+    int64_t deadline_ms;        /* after qw_submit the answer ends with QW_FINISH_DEADLINE, begun or not; 0: never */
 } qw_request;
 /* Sampling as the model's makers recommend, no log-probabilities, a random seed. */
 qw_request qw_request_default(const qw_model *model);

@@ -83,15 +83,14 @@ json_t *qw_chat_cache(const qw_event *done)
 static const char *finish_reason(qw_finish finish)
 {
     if (finish == QW_FINISH_TOOL_CALLS) return "tool_calls";
-    bool cut = finish == QW_FINISH_LENGTH || finish == QW_FINISH_CONTEXT || finish == QW_FINISH_REPETITION;
-    return cut ? "length" : "stop";
+    return finish == QW_FINISH_STOP ? "stop" : "length";
 }
 
 /* OpenAI has no word for a loop: it is told beside finish_reason. */
 static json_t *with_reason(json_t *choice, qw_finish finish)
 {
-    if (choice != NULL && finish == QW_FINISH_REPETITION)
-        json_object_set_new(choice, "stop_reason", json_string("repetition"));
+    const char *reason = finish == QW_FINISH_REPETITION ? "repetition" : finish == QW_FINISH_DEADLINE ? "deadline" : NULL;
+    if (choice != NULL && reason != NULL) json_object_set_new(choice, "stop_reason", json_string(reason));
     return choice;
 }
 

@@ -725,12 +725,13 @@ static void test_bad_requests(void **state)
     const char *const too_long[] = {long_stop};
     const char *many[QW_STOP_MAX + 1];
     for (int i = 0; i <= QW_STOP_MAX; i++) many[i] = "x";
-    qw_request good = ids_request(few_ids, 3, 2, 1), bad[12];
-    static const char *const says[12] = {"token -1 at index 1", "token 512 at index 2", "the prompt is empty",
+    qw_request good = ids_request(few_ids, 3, 2, 1), bad[14];
+    static const char *const says[14] = {"token -1 at index 1", "token 512 at index 2", "the prompt is empty",
                                          "max_tokens", "temperature",
                                          "stop string 2", "stop string 1 has 257", "17 stop strings",
-                                         "messages is empty", "the prompt is empty", "kind of prompt", "logit_bias"};
-    for (int i = 0; i < 12; i++) bad[i] = good;
+                                         "messages is empty", "the prompt is empty", "kind of prompt", "logit_bias",
+                                         "deadline_ms is -1", "deadline_ms"};
+    for (int i = 0; i < 14; i++) bad[i] = good;
     bad[0].tokens = negative, bad[0].n_tokens = 2;
     bad[1].tokens = beyond, bad[1].n_tokens = 3;
     bad[2].n_tokens = 0;
@@ -744,7 +745,9 @@ static void test_bad_requests(void **state)
     bad[10].kind = (qw_prompt_kind)7;
     static const qw_logit_bias bias = {512, 1};
     bad[11].sampling.bias = &bias, bad[11].sampling.n_bias = 1;
-    for (int i = 0; i < 12; i++) {
+    bad[12].deadline_ms = -1;
+    bad[13].deadline_ms = INT64_MAX;
+    for (int i = 0; i < 14; i++) {
         uint64_t id = 77;
         qw_err err = {0};
         qw_event ev;

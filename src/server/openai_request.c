@@ -151,7 +151,7 @@ static bool take_parallel(void *target, const char *param, json_t *value, qw_api
 {
     qw_chat_request *r = target;
     if (!json_is_boolean(value)) return qw_field_bad(e, param, "want true or false, got %s", qw_json_kind(value));
-    r->request.one_call = json_is_false(value);
+    r->request.one_call = r->request.one_call || json_is_false(value); /* a function asked for by name is called once */
     return true;
 }
 

@@ -30,6 +30,7 @@ enum {
     QW_GRAMMAR_HEADS_MAX = 32,         /* readings of a text that a matcher follows at once */
     QW_GRAMMAR_KEYS_MAX = 512,         /* keys of open objects that no schema names */
     QW_GRAMMAR_TOOLS_MAX = 128,
+    QW_GRAMMAR_CALLS_MAX = 16,         /* in one answer: a model that may always call again might never end */
     QW_MASKED_TOKEN_BYTES_MAX = 256    /* longer tokens are never allowed */
 };
 
@@ -61,7 +62,7 @@ typedef struct qw_grammar_calls {
     qw_text only;                  /* the one function that may be called; empty: each */
     bool xml_calls;                /* the form (qw_chat_traits.xml_calls) */
     bool required;                 /* begins with a call; else text may come first, or alone */
-    bool one;                      /* no second call */
+    bool one;                      /* no second call; else QW_GRAMMAR_CALLS_MAX at most */
     const qw_tokenizer *tokenizer; /* borrows during the call: for the tags that are tokens */
 } qw_grammar_calls;
 /* Calls of tools, whose arguments satisfy the tools' schemas. */

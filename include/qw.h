@@ -284,6 +284,13 @@ typedef struct qw_cache_use {
     uint32_t restored_tokens; /* of those reused, from the folder of saved states */
 } qw_cache_use;
 
+/* How much the answer was allowed to think, whatever the request said it with: docs/engine-thinking.md. */
+typedef struct qw_thinking_use {
+    bool on;            /* it may begin with thinking */
+    int64_t tokens_max; /* then it is closed; 0: no limit */
+    qw_effort effort;   /* that the model was told; DEFAULT: its format has no words for one */
+} qw_thinking_use;
+
 typedef struct qw_timings {
     int64_t queue_us, prefill_us, decode_us; /* waiting; prompt; answer after its first token */
 } qw_timings;
@@ -302,6 +309,7 @@ typedef struct qw_event {
     char stop[QW_STOP_BYTES_MAX + 1]; /* DONE: the stop string that ended it, or "" */
     qw_usage usage;
     qw_cache_use cache;            /* DONE */
+    qw_thinking_use thinking;      /* DONE */
     qw_timings timings;            /* DONE, ERROR */
     qw_err error;                  /* ERROR */
 } qw_event;

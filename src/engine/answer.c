@@ -285,6 +285,7 @@ static void send_end(qw_engine_answer *a, const qw_err *failure)
     QW_ASSERT(node); /* a request must end; without memory for one event the process cannot go on */
     node->event.timings = a->timings;
     node->event.cache = a->cache;
+    node->event.thinking = a->job->thinking;
     node->event.finish = failure ? QW_FINISH_NONE : last_finish(a);
     if (failure) node->event.error = *failure;
     if (a->stop.hit) strncpy(node->event.stop, a->stop.hit, QW_STOP_BYTES_MAX);

@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/dial.h"
 #include "engine/guesser.h"
 #include "engine/request.h"
 
@@ -78,6 +79,7 @@ static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **ou
     QW_TRY_GOTO(qw_feed_create(&job->feed, err));
     QW_TRY_GOTO(set_tokens(e, r, &sampling, job, &prompt, err));
     job->think = qw_request_think(e->model, r);
+    job->thinking = qw_dial_use(e->model->chat, r);
     job->user = r->user;
     job->max_tokens = r->max_tokens;
     job->ignore_eos = r->ignore_eos;

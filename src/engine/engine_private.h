@@ -58,6 +58,7 @@ typedef struct qw_job {
     struct qw_form *form; /* owns; what the answer is held to; NULL: nothing */
     qw_parser *parser;   /* owns; takes the answer apart; NULL: all of it is text */
     qw_think think;      /* as the answer begins */
+    qw_thinking_use thinking; /* what is told about that */
     qw_loops *loops;     /* owns; NULL: it may repeat itself */
     qw_memory_answer *said; /* holds; NULL: nobody will send it back */
     struct qw_feed *feed; /* holds; where its events go */

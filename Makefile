@@ -209,6 +209,8 @@ $(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
 
 # No allocation goes uncounted.
 $(BUILD)/tests/test_drafts: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
+$(BUILD)/tests/test_plan: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc -Wl,--wrap=free \
+    -Wl,--wrap=posix_memalign
 
 $(ISA_QW): $(PROG_OBJ) $(BUILD)/libqw.a
 	@mkdir -p $(@D)

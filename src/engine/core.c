@@ -8,7 +8,6 @@
 #include "base/mem.h"
 
 enum {
-    MASKS_KEPT = 256,     /* of states of forms */
     PASSED_OVER_MAX = 32  /* prompts that are looked at in a step and cannot get on */
 };
 
@@ -59,7 +58,7 @@ static void unlink_run(qw_core *c, qw_run *r)
 static qw_status prepare_masks(qw_core *c, const qw_job *job, qw_err *err)
 {
     if (!job->form || c->masker) return QW_OK;
-    QW_TRY(qw_masker_create(qw_form_trie(job->form), MASKS_KEPT, &c->masker, err));
+    QW_TRY(qw_masker_create(qw_form_trie(job->form), QW_MASKS_KEPT, &c->masker, err));
     qw_status status = qw_alloc(&c->mask, qw_masker_n_words(c->masker), sizeof *c->mask, "mask", err);
     if (status == QW_OK) return QW_OK;
     qw_masker_destroy(c->masker);
@@ -537,11 +536,34 @@ uint32_t qw_core_logits_max(uint32_t n_lanes, bool guesses)
     return n_lanes + (guesses ? QW_ANSWER_ROWS : 0);
 }
 
+static qw_prefix_options prefix_options(const qw_core_options *o)
+{
+    return (qw_prefix_options){.pool = o->pool, .key = o->key, .n_pinned_max = 2 * o->n_lanes,
+                               .n_remembered_max = QW_REMEMBERED_MAX, .n_snapshots_max = o->n_snapshots,
+                               .us_per_token = o->us_per_row, .store = o->store};
+}
+
+/* Of a request with its events: one that fills the context, is held to a form, and is not read. */
+static uint64_t request_bytes(const qw_core_options *o)
+{
+    uint64_t n_tokens = (uint64_t)o->context + 1;
+    uint64_t bytes = sizeof(qw_job) + sizeof(qw_run) + n_tokens * sizeof(int32_t) + qw_sampling_run_bytes(o->n_vocab, n_tokens) +
+                     qw_loops_bytes() + (QW_BACKLOG_MAX + QW_ANSWER_ROWS) * sizeof(qw_event_node);
+    return o->tokenizer ? bytes + qw_matcher_bytes() : bytes;
+}
+
+uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages)
+{
+    const qw_prefix_options po = prefix_options(o);
+    uint64_t n_words = ((uint64_t)o->n_vocab + 31) / 32, bytes = sizeof(qw_core) + qw_prefix_bytes(&po, n_pages);
+    bytes += o->n_rows_max * sizeof(qw_row) + o->n_lanes * (sizeof(qw_lane) + request_bytes(o));
+    if (o->tokenizer) bytes += qw_masker_bytes(o->n_vocab, QW_MASKS_KEPT) + n_words * sizeof(uint32_t);
+    return bytes;
+}
+
 qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err)
 {
-    const qw_prefix_options po = {.pool = o->pool, .key = o->key, .n_pinned_max = 2 * o->n_lanes,
-                                  .n_remembered_max = QW_REMEMBERED_MAX, .n_snapshots_max = o->n_snapshots,
-                                  .us_per_token = o->us_per_row, .store = o->store};
+    const qw_prefix_options po = prefix_options(o);
     qw_core *c = NULL;
     qw_status status;
     *out = NULL;

@@ -26,6 +26,7 @@ enum {
     QW_ANSWER_ROWS = 12,        /* of all answers in a step, guesses among them, beyond one for each */
     QW_SNAPSHOT_TOKENS = 1024,  /* between snapshots inside a long message */
     QW_SAVE_AFTER_US = 2000000, /* something was computed it is saved, if there is a store */
+    QW_MASKS_KEPT = 256,        /* of states of forms */
     QW_REMEMBERED_MAX = 16384   /* pages that are gone and still known, for explanations */
 };
 
@@ -81,6 +82,9 @@ typedef struct qw_core_options {
 qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err) QW_MUST_CHECK;
 /* Rows of logits that are held at a time. */
 uint32_t qw_core_logits_max(uint32_t n_lanes, bool guesses);
+/* What it takes beside pages, logits and guesses, when all lanes are in use with all that a request can ask for, and nobody reads;
+ * o->pool is not looked at. */
+uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages);
 /* Ends what is left, cancelled. */
 void qw_core_destroy(qw_core *c);
 

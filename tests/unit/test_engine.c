@@ -1166,7 +1166,9 @@ static void test_plan(void **state)
     assert_int_equal(qw_engine_plan(m, &o, &plan, &err), QW_OK);
     assert_int_equal(plan.context, 4096); /* the model's own */
     assert_true(plan.weights_bytes > 0 && plan.kv_bytes > 0 && plan.scratch_bytes > 0 && plan.available_bytes > 0);
-    assert_int_equal(plan.total_bytes, plan.weights_bytes + plan.packed_bytes + plan.kv_bytes + plan.scratch_bytes);
+    assert_int_equal(plan.total_bytes, plan.weights_bytes + plan.packed_bytes + plan.kv_bytes + plan.scratch_bytes +
+                                               plan.fixed_bytes);
+    assert_true(plan.fixed_bytes > 64 << 20); /* remembered answers alone */
     o.context = 2048;
     assert_int_equal(qw_engine_plan(m, &o, &half, &err), QW_OK);
     assert_int_equal(half.kv_bytes * 2, plan.kv_bytes);

@@ -190,6 +190,7 @@ $(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c $(KERNEL_DIRS:%=src/%/*.c))
 
 # The simulation's store of computed pasts has to find what the one on disk finds.
 $(BUILD)/tests/test_state: $(BUILD)/tests/sim/fake_state.o
+$(BUILD)/tests/test_core: $(BUILD)/tests/sim/fake_model.o
 
 $(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
@@ -208,6 +209,8 @@ $(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
 
 # No allocation goes uncounted.
 $(BUILD)/tests/test_drafts: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
+$(BUILD)/tests/test_plan: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc -Wl,--wrap=free \
+    -Wl,--wrap=posix_memalign
 
 $(ISA_QW): $(PROG_OBJ) $(BUILD)/libqw.a
 	@mkdir -p $(@D)

@@ -110,6 +110,8 @@ enum {
     QW_STOP_BYTES_MAX = 256,    /* bytes of one */
     QW_MESSAGES_MAX = 4096,
     QW_PROMPT_BYTES_MAX = 64 << 20,
+    QW_DEADLINE_MS_MAX = 7 * 86400 * 1000,
+    QW_OWNER_WEIGHT_MAX = 1000,
     QW_PAGE_TOKENS = 64         /* what the cache keeps in one piece */
 };
 
@@ -162,8 +164,9 @@ typedef struct qw_request {
     qw_form_request form;       /* holds from the end of the thinking on */
     void *user;                 /* comes back in every event */
     qw_text owner;              /* whose request it is: what was computed is never shared with another owner's; "" is one, too */
+    uint32_t owner_weight;      /* its share beside other owners', at most QW_OWNER_WEIGHT_MAX; 0: 1 */
     int32_t priority;           /* the higher goes first */
-    int64_t deadline_ms;        /* after qw_submit the answer ends with QW_FINISH_DEADLINE; 0: never */
+    int64_t deadline_ms;        /* after qw_submit the answer ends with QW_FINISH_DEADLINE, begun or not; 0: never */
 } qw_request;
 /* Sampling as the model's makers recommend, no log-probabilities, a random seed. */
 qw_request qw_request_default(const qw_model *model);
@@ -178,7 +181,8 @@ typedef struct qw_engine_options {
     int n_threads;          /* 0: the cores this process may use */
     uint32_t context;       /* tokens a conversation may hold; 0: the model's own, at most 32768 */
     uint32_t n_parallel;    /* requests that are answered at the same time; 0: 8, or what memory allows */
-    uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY */
+    uint32_t n_queue_max;   /* requests waiting; more are refused with QW_E_BUSY; 0: 256 */
+    uint64_t queue_tokens_max; /* of all prompts that wait, likewise; one that waits alone may be longer. 0: 16 contexts */
     const char *state_dir;  /* folder where what was computed is saved, so that it outlives the process; NULL: it is not */
     uint64_t state_bytes_max; /* of all files there; 0: 20 GiB */
     bool plain_decoding;    /* one token a pass: no guesses that a pass checks beside it. The answers are the same */
@@ -193,7 +197,8 @@ typedef struct qw_plan {
     uint64_t packed_bytes;  /* of packed weights held in memory (0 when they are mapped) */
     uint64_t kv_bytes;      /* keys and values of `context` tokens */
     uint64_t scratch_bytes; /* activations, logits, per-thread space, recurrent states of n_parallel sequences */
-    uint64_t total_bytes;   /* of these four: what is needed */
+    uint64_t fixed_bytes;   /* answers that are remembered, the cache's index, masks of forms, requests and their events: at most */
+    uint64_t total_bytes;   /* of these five: what is needed */
     uint64_t cache_bytes;   /* beyond that, for what others have computed: */
     uint64_t cache_tokens;  /* keys and values of so many tokens, */
     uint32_t n_snapshots;   /* and so many recurrent states */
@@ -211,7 +216,8 @@ int qw_engine_threads(const qw_engine *engine);
 const char *qw_engine_note(const qw_engine *engine);
 
 /* Everything in the request is copied. Any thread. Errors: QW_E_ARG (a parameter), QW_E_LIMIT (the prompt
- * does not fit the context: says both numbers), QW_E_BUSY (queue full). */
+ * does not fit the context: says both numbers), QW_E_BUSY (the queue is full, or too many answers that ended were not
+ * polled). */
 qw_status qw_submit(qw_engine *engine, const qw_request *request, uint64_t *id, qw_err *err);
 /* Asks for the end of a request; its terminal event still comes (QW_FINISH_CANCELLED). Any thread. */
 void qw_cancel(qw_engine *engine, uint64_t id);
@@ -279,6 +285,13 @@ typedef struct qw_cache_use {
     uint32_t restored_tokens; /* of those reused, from the folder of saved states */
 } qw_cache_use;
 
+/* How much the answer was allowed to think, whatever the request said it with: docs/engine-thinking.md. */
+typedef struct qw_thinking_use {
+    bool on;            /* it may begin with thinking */
+    int64_t tokens_max; /* then it is closed; 0: no limit */
+    qw_effort effort;   /* that the model was told; DEFAULT: its format has no words for one */
+} qw_thinking_use;
+
 typedef struct qw_timings {
     int64_t queue_us, prefill_us, decode_us; /* waiting; prompt; answer after its first token */
 } qw_timings;
@@ -287,16 +300,17 @@ typedef struct qw_event {
     uint64_t request;
     void *user;
     qw_event_type type;
-    qw_text text;                  /* TEXT, REASONING, CALL_ARGUMENTS, WARNING; valid until the next qw_poll */
+    qw_text text;                  /* TEXT, REASONING, CALL_ARGUMENTS, WARNING; valid until the next poll, as all pointers */
     const qw_event_token *tokens;  /* tokens sampled since the last event; text may lag behind them */
     size_t n_tokens;               /* every token but the end token comes once, if need be with an empty text */
     const qw_tool_call *call;      /* CALL_BEGIN, CALL_END; id: unguessable, found again when it comes back */
     uint32_t call_index;           /* CALL_*: 0 for the first call of the answer */
     bool complete;                 /* CALL_END */
     qw_finish finish;              /* DONE */
-    const char *stop;              /* DONE: the stop string that ended it, or NULL */
+    char stop[QW_STOP_BYTES_MAX + 1]; /* DONE: the stop string that ended it, or "" */
     qw_usage usage;
     qw_cache_use cache;            /* DONE */
+    qw_thinking_use thinking;      /* DONE */
     qw_timings timings;            /* DONE, ERROR */
     qw_err error;                  /* ERROR */
 } qw_event;
@@ -321,8 +335,12 @@ typedef struct qw_engine_stats {
 void qw_engine_get_stats(qw_engine *engine, qw_engine_stats *out); /* any thread */
 
 /* Takes the next event of any request. timeout_ms: 0 returns at once, -1 waits. False: none came. Called by
- * one thread at a time. */
+ * one thread at a time. The engine waits for no reader: a request of which 256 events wait pauses until half of them were
+ * taken, and others go on. */
 bool qw_poll(qw_engine *engine, int timeout_ms, qw_event *out);
+/* The same of one request, for threads that look after one each; what an event points to is valid until the next poll of
+ * that request. False: none came, or the last one was taken. An event is given once, to whoever asks first. */
+bool qw_poll_request(qw_engine *engine, uint64_t id, int timeout_ms, qw_event *out);
 /* A file descriptor that is readable while events wait, for event loops. Owned by the engine. */
 int qw_engine_fd(const qw_engine *engine);
 

@@ -183,6 +183,7 @@ static void print_info(const show *s, const qw_model_info *i, const qw_plan *p)
     if (p->packed_bytes) row_bytes("packed", p->packed_bytes, "weights in the kernels' order");
     row_bytes("keys, values", p->kv_bytes, "");
     row_bytes("working space", p->scratch_bytes, "");
+    row_bytes("other", p->fixed_bytes, "at most: remembered answers, requests, masks, the index of the cache");
     row_bytes("total", p->total_bytes, "");
     row_bytes("available", p->available_bytes, p->total_bytes > p->available_bytes ? "it does not fit" : "");
     if (p->cache_bytes) {
@@ -201,12 +202,12 @@ static const char *text_or_empty(const char *s)
 static json_t *json_info(const show *s, const qw_model_info *i, const qw_plan *p, const char *refusal)
 {
     json_t *plan =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "context", (json_int_t)p->context,
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "context", (json_int_t)p->context,
                   "n_parallel", (json_int_t)p->n_parallel, "cache_bytes", (json_int_t)p->cache_bytes, "cache_tokens",
                   (json_int_t)p->cache_tokens, "n_snapshots", (json_int_t)p->n_snapshots,
                   "weights_bytes", (json_int_t)p->weights_bytes, "packed_bytes", (json_int_t)p->packed_bytes,
                   "kv_bytes", (json_int_t)p->kv_bytes, "scratch_bytes", (json_int_t)p->scratch_bytes,
-                  "total_bytes", (json_int_t)p->total_bytes, "available_bytes",
+                  "fixed_bytes", (json_int_t)p->fixed_bytes, "total_bytes", (json_int_t)p->total_bytes, "available_bytes",
                   (json_int_t)p->available_bytes, "fits", refusal[0] == 0, "refusal", refusal);
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:o}",

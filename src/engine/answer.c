@@ -28,7 +28,7 @@ static qw_event_node *new_event(const qw_engine_answer *a, qw_event_type type, q
 
 static void push_event(qw_engine_answer *a, qw_event_node *node)
 {
-    qw_events_push(a->events, node, &a->job->cancelled);
+    qw_events_push(a->events, a->job->feed, node);
 }
 
 static void attach_token(qw_engine_answer *a, qw_event_node *node)
@@ -285,12 +285,10 @@ static void send_end(qw_engine_answer *a, const qw_err *failure)
     QW_ASSERT(node); /* a request must end; without memory for one event the process cannot go on */
     node->event.timings = a->timings;
     node->event.cache = a->cache;
+    node->event.thinking = a->job->thinking;
     node->event.finish = failure ? QW_FINISH_NONE : last_finish(a);
     if (failure) node->event.error = *failure;
-    if (a->stop.hit) {
-        strncpy(node->stop, a->stop.hit, QW_STOP_BYTES_MAX);
-        node->event.stop = node->stop;
-    }
+    if (a->stop.hit) strncpy(node->event.stop, a->stop.hit, QW_STOP_BYTES_MAX);
     push_event(a, node);
 }
 

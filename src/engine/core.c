@@ -8,7 +8,6 @@
 #include "base/mem.h"
 
 enum {
-    MASKS_KEPT = 256,     /* of states of forms */
     PASSED_OVER_MAX = 32  /* prompts that are looked at in a step and cannot get on */
 };
 
@@ -59,7 +58,7 @@ static void unlink_run(qw_core *c, qw_run *r)
 static qw_status prepare_masks(qw_core *c, const qw_job *job, qw_err *err)
 {
     if (!job->form || c->masker) return QW_OK;
-    QW_TRY(qw_masker_create(qw_form_trie(job->form), MASKS_KEPT, &c->masker, err));
+    QW_TRY(qw_masker_create(qw_form_trie(job->form), QW_MASKS_KEPT, &c->masker, err));
     qw_status status = qw_alloc(&c->mask, qw_masker_n_words(c->masker), sizeof *c->mask, "mask", err);
     if (status == QW_OK) return QW_OK;
     qw_masker_destroy(c->masker);
@@ -210,7 +209,7 @@ static void plan_answers(qw_core *c)
         qw_run *best = NULL;
         for (uint32_t i = 0; i < c->o.n_lanes; i++) {
             qw_run *u = c->lanes[i].user;
-            if (u && !u->passed && is_answering(u) && (!best || qw_run_stands_before(u, best))) best = u;
+            if (u && !u->passed && !u->paused && is_answering(u) && (!best || qw_run_stands_before(u, best))) best = u;
         }
         if (!best) break;
         best->passed = true;
@@ -296,7 +295,7 @@ static void plan_prompts(qw_core *c)
     while (left > 0 && c->n_in_pass < c->o.n_lanes && n_passed_over < PASSED_OVER_MAX) {
         qw_run *best = NULL;
         for (qw_run *r = c->first; r; r = r->next)
-            if (!r->passed && r->n_rows == 0 && !is_answering(r) && (!best || goes_before(r, best))) best = r;
+            if (!r->passed && !r->paused && r->n_rows == 0 && !is_answering(r) && (!best || goes_before(r, best))) best = r;
         if (!best) return;
         best->passed = true;
         uint32_t n = plan_piece(c, best, left);
@@ -310,7 +309,7 @@ static void plan(qw_core *c)
     qw_run *r = c->starved;
     c->n_rows = c->n_in_pass = 0;
     c->starved = NULL;
-    if (r && r->lane) { /* now that nobody is in the pass, it can take room from all who stand behind */
+    if (r && r->lane && !r->paused) { /* now that nobody is in the pass, it can take room from all who stand behind */
         uint32_t left = r->n_known - qw_run_n_computed(r), most = piece_rows(c);
         if (!qw_lane_make_room(c, r, qw_run_n_computed(r) + (left < most ? left : most))) c->starved = r;
     }
@@ -334,7 +333,7 @@ static void note_computed(qw_core *c, qw_run *r, uint32_t n)
     qw_seq_advance(l->seq, r->job->tokens + qw_run_n_computed(r), n);
     qw_lane_keep_pages(c, l);
     r->answer.usage.computed_tokens += r->n_rows;
-    r->owner->used += r->n_rows;
+    r->owner->used += (double)r->n_rows / (r->job->weight ? r->job->weight : 1);
     c->counts.rows += r->n_rows;
 }
 
@@ -451,6 +450,17 @@ static void end_the_overdue(qw_core *c)
     }
 }
 
+/* Whoever has a reader that does not keep up pauses. False: somebody does not. */
+static bool pause_the_unread(qw_core *c)
+{
+    bool all = true;
+    for (qw_run *r = c->first; r; r = r->next) {
+        r->paused = qw_feed_is_full(c->o.events, r->job->feed, r->paused);
+        all = all && r->paused;
+    }
+    return all;
+}
+
 /* Some lane is being filled, if only for one who has gone. */
 static bool is_loading(const qw_core *c)
 {
@@ -466,10 +476,11 @@ qw_step qw_core_step(qw_core *c)
     c->waits = false;
     qw_core_take_from_store(c);
     end_the_overdue(c);
+    bool unread = pause_the_unread(c);
     plan(c);
     if (c->n_rows > 0) compute(c);
     if (c->o.store) qw_prefix_save(c->prefix, c->now_us, QW_SAVE_AFTER_US);
-    if (c->n_rows == 0 && c->first && (c->waits || is_loading(c))) return QW_STEP_WAITS;
+    if (c->n_rows == 0 && c->first && (c->waits || unread || is_loading(c))) return QW_STEP_WAITS;
     return any ? QW_STEP_DONE : QW_STEP_IDLE;
 }
 
@@ -525,11 +536,34 @@ uint32_t qw_core_logits_max(uint32_t n_lanes, bool guesses)
     return n_lanes + (guesses ? QW_ANSWER_ROWS : 0);
 }
 
+static qw_prefix_options prefix_options(const qw_core_options *o)
+{
+    return (qw_prefix_options){.pool = o->pool, .key = o->key, .n_pinned_max = 2 * o->n_lanes,
+                               .n_remembered_max = QW_REMEMBERED_MAX, .n_snapshots_max = o->n_snapshots,
+                               .us_per_token = o->us_per_row, .store = o->store};
+}
+
+/* Of a request with its events: one that fills the context, is held to a form, and is not read. */
+static uint64_t request_bytes(const qw_core_options *o)
+{
+    uint64_t n_tokens = (uint64_t)o->context + 1;
+    uint64_t bytes = sizeof(qw_job) + sizeof(qw_run) + n_tokens * sizeof(int32_t) + qw_sampling_run_bytes(o->n_vocab, n_tokens) +
+                     qw_loops_bytes() + (QW_BACKLOG_MAX + QW_ANSWER_ROWS) * sizeof(qw_event_node);
+    return o->tokenizer ? bytes + qw_matcher_bytes() : bytes;
+}
+
+uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages)
+{
+    const qw_prefix_options po = prefix_options(o);
+    uint64_t n_words = ((uint64_t)o->n_vocab + 31) / 32, bytes = sizeof(qw_core) + qw_prefix_bytes(&po, n_pages);
+    bytes += o->n_rows_max * sizeof(qw_row) + o->n_lanes * (sizeof(qw_lane) + request_bytes(o));
+    if (o->tokenizer) bytes += qw_masker_bytes(o->n_vocab, QW_MASKS_KEPT) + n_words * sizeof(uint32_t);
+    return bytes;
+}
+
 qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err)
 {
-    const qw_prefix_options po = {.pool = o->pool, .key = o->key, .n_pinned_max = 2 * o->n_lanes,
-                                  .n_remembered_max = QW_REMEMBERED_MAX, .n_snapshots_max = o->n_snapshots,
-                                  .us_per_token = o->us_per_row, .store = o->store};
+    const qw_prefix_options po = prefix_options(o);
     qw_core *c = NULL;
     qw_status status;
     *out = NULL;
@@ -586,7 +620,10 @@ void qw_core_get_counts(const qw_core *c, qw_core_counts *out)
     out->n_waiting = out->n_running = 0;
     for (const qw_run *r = c->first; r; r = r->next) {
         if (r->lane) out->n_running++;
-        else out->n_waiting++;
+        else {
+            out->n_waiting++;
+            out->waiting_tokens += r->job->n_tokens;
+        }
     }
     qw_prefix_get_counts(c->prefix, &out->prefix);
 }

@@ -4,8 +4,9 @@
  *
  * The step is a function of the requests, the state and the clock: it has no thread, waits for nothing and allocates
  * nothing. What computes is behind qw_compute, so that all of this runs on a fake model with a fake clock (tests/sim).
+ * A request whose reader does not keep up pauses, and gives its lane to whoever wants one; nothing waits for it.
  * In a step every answer gets its next token, and what room is left goes to prompts, in this order: priority; the owner who
- * had less by weight; the request that would be ready first had each begun when it came. Without room in memory the
+ * had less for its weight; the request that would be ready first had each begun when it came. Without room in memory the
  * newest request of the lowest priority steps back and goes on later, from what is still kept of it.
  * A sequence's tokens are the same whatever shares its steps. Engine thread only.
  */
@@ -25,6 +26,7 @@ enum {
     QW_ANSWER_ROWS = 12,        /* of all answers in a step, guesses among them, beyond one for each */
     QW_SNAPSHOT_TOKENS = 1024,  /* between snapshots inside a long message */
     QW_SAVE_AFTER_US = 2000000, /* something was computed it is saved, if there is a store */
+    QW_MASKS_KEPT = 256,        /* of states of forms */
     QW_REMEMBERED_MAX = 16384   /* pages that are gone and still known, for explanations */
 };
 
@@ -80,6 +82,9 @@ typedef struct qw_core_options {
 qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err) QW_MUST_CHECK;
 /* Rows of logits that are held at a time. */
 uint32_t qw_core_logits_max(uint32_t n_lanes, bool guesses);
+/* What it takes beside pages, logits and guesses, when all lanes are in use with all that a request can ask for, and nobody reads;
+ * o->pool is not looked at. */
+uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages);
 /* Ends what is left, cancelled. */
 void qw_core_destroy(qw_core *c);
 
@@ -88,7 +93,7 @@ void qw_core_add(qw_core *c, qw_job *job);
 typedef enum qw_step {
     QW_STEP_IDLE = 0, /* no requests */
     QW_STEP_DONE,     /* something was computed, or ended */
-    QW_STEP_WAITS     /* nothing can be done before the store is done with something */
+    QW_STEP_WAITS     /* nothing can be done before the store is done with something, or a reader polls */
 } qw_step;
 /* One pass, and all that follows from it. */
 qw_step qw_core_step(qw_core *c);
@@ -101,6 +106,7 @@ void qw_core_finish(qw_core *c, int64_t us_max);
 
 typedef struct qw_core_counts {
     uint32_t n_waiting, n_running;
+    uint64_t waiting_tokens; /* of the prompts of those who wait */
     uint64_t steps, rows, preemptions; /* rows: computed, of all requests */
     uint64_t guessed, guessed_right;
     uint64_t requests, reused_tokens, prompt_tokens;

@@ -96,14 +96,21 @@ static void step_back(qw_core *c, qw_run *r)
     c->counts.preemptions++;
 }
 
-/* The run with a lane that stands last, if that is behind r and not in this step's pass already. */
+/* Is a the one to step back? Who is paused loses nothing by it. */
+static bool gives_way_before(const qw_run *a, const qw_run *b)
+{
+    if (a->paused != b->paused) return a->paused;
+    return qw_run_stands_before(b, a);
+}
+
+/* The run with a lane that stands last, if that is paused or behind r, and not in this step's pass already. */
 static qw_run *last_behind(qw_core *c, const qw_run *r)
 {
     qw_run *worst = NULL;
     for (uint32_t i = 0; i < c->o.n_lanes; i++) {
         qw_run *u = c->lanes[i].user;
-        if (!u || u == r || u->n_rows > 0 || c->lanes[i].op || !qw_run_stands_before(r, u)) continue;
-        if (!worst || qw_run_stands_before(worst, u)) worst = u;
+        if (!u || u == r || u->n_rows > 0 || c->lanes[i].op || !(u->paused || qw_run_stands_before(r, u))) continue;
+        if (!worst || gives_way_before(u, worst)) worst = u;
     }
     return worst;
 }
@@ -136,7 +143,7 @@ qw_lane *qw_lane_find_free(qw_core *c, const qw_run *r)
     for (uint32_t i = 0; i < c->o.n_lanes; i++)
         if (!c->lanes[i].user && !c->lanes[i].op) return &c->lanes[i];
     qw_run *worst = last_behind(c, r);
-    if (!worst || worst->job->priority >= r->job->priority) return NULL; /* among equals nobody is sent away for a lane */
+    if (!worst || (!worst->paused && worst->job->priority >= r->job->priority)) return NULL; /* among equals nobody is sent away */
     qw_lane *l = worst->lane;
     step_back(c, worst);
     return l;

@@ -13,7 +13,7 @@ enum { QW_SNAPS_MAX = 64 /* that wait for their pages in a lane; edges beyond th
 typedef struct qw_owner {
     struct qw_owner *next;
     uint8_t id[QW_OWNER_BYTES];
-    double used; /* rows computed for it, and what others had when it came */
+    double used; /* rows computed for it, each divided by its request's weight, and what others had when it came */
     uint32_t n_runs;
 } qw_owner;
 
@@ -49,6 +49,7 @@ struct qw_run {
     qw_engine_answer answer;
     bool begun;       /* the answer has */
     bool passed;      /* looked at in this step */
+    bool paused;      /* its reader does not keep up */
     qw_looking looking; /* for what the store has */
     qw_state_op *found; /* owns; what it has */
     uint32_t n_known; /* of job->tokens: the prompt, and what was drawn since */

@@ -42,3 +42,12 @@ qw_dial qw_dial_of(qw_chat_format format, const qw_request *r)
     if (dial.tokens_max == 0 && !traits.efforts) dial.tokens_max = effort_tokens(r->chat.effort);
     return dial;
 }
+
+qw_thinking_use qw_dial_use(qw_chat_format format, const qw_request *r)
+{
+    const qw_dial dial = qw_dial_of(format, r);
+    if (r->kind != QW_PROMPT_CHAT || !qw_chat_thinks(format, &dial.chat)) return (qw_thinking_use){0};
+    qw_effort told = dial.chat.effort == QW_EFFORT_DEFAULT ? QW_EFFORT_XHIGH : dial.chat.effort;
+    return (qw_thinking_use){.on = true, .tokens_max = dial.tokens_max,
+                             .effort = qw_chat_format_traits(format).efforts ? told : QW_EFFORT_DEFAULT};
+}

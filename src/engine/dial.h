@@ -18,5 +18,7 @@ typedef struct qw_dial {
 } qw_dial;
 /* A request that is no chat says nothing. */
 qw_dial qw_dial_of(qw_chat_format format, const qw_request *request);
+/* What is in force for an answer. */
+qw_thinking_use qw_dial_use(qw_chat_format format, const qw_request *request);
 
 #endif

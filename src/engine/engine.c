@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "engine/dial.h"
 #include "engine/guesser.h"
 #include "engine/request.h"
 
@@ -34,6 +35,7 @@ void qw_job_free(qw_job *job)
     qw_form_destroy(job->form);
     qw_loops_destroy(job->loops);
     qw_memory_release(job->said);
+    qw_feed_release(job->feed);
     free(job);
 }
 
@@ -74,14 +76,17 @@ static qw_status job_create(const qw_engine *e, const qw_request *r, qw_job **ou
     QW_TRY_GOTO(qw_form_create(e->model, r, prompt.in_thinking, &job->form, err));
     QW_TRY_GOTO(qw_request_said(e->model, r, &prompt, &job->said, err));
     QW_TRY_GOTO(qw_request_loops(r, &job->loops, err));
+    QW_TRY_GOTO(qw_feed_create(&job->feed, err));
     QW_TRY_GOTO(set_tokens(e, r, &sampling, job, &prompt, err));
     job->think = qw_request_think(e->model, r);
+    job->thinking = qw_dial_use(e->model->chat, r);
     job->user = r->user;
     job->max_tokens = r->max_tokens;
     job->ignore_eos = r->ignore_eos;
     job->fim = r->kind == QW_PROMPT_FIM;
     job->one_call = r->one_call;
     job->priority = r->priority;
+    job->weight = r->owner_weight;
     qw_request_owner(r, job->owner);
     QW_TRY_GOTO(qw_alloc(&job->stop, r->n_stop, sizeof *job->stop, "stop strings", err));
     for (; job->n_stop < r->n_stop; job->n_stop++) {
@@ -101,14 +106,33 @@ fail:
 static void put_into_inbox(qw_engine *e, qw_job *job)
 {
     job->id = ++e->next_id;
+    qw_events_open(&e->events, job->feed, job->id);
     if (e->last) e->last->next = job;
     else e->first = job;
     e->last = job;
     e->n_inbox++;
+    e->inbox_tokens += job->n_tokens;
     job->all_next = e->all;
     if (e->all) e->all->all_prev = job;
     e->all = job;
     pthread_cond_signal(&e->work);
+}
+
+/* Is there room for one more? Under the lock. */
+static qw_status check_queue(qw_engine *e, const qw_job *job, qw_err *err)
+{
+    uint32_t n = e->n_inbox + e->n_waiting, n_ended = qw_events_ended(&e->events);
+    uint64_t n_tokens = e->inbox_tokens + e->waiting_tokens;
+    if (n >= e->n_queue_max)
+        return qw_fail(err, QW_E_BUSY, "%u requests are waiting, which is the most this engine keeps; try again", n);
+    if (n > 0 && n_tokens + job->n_tokens > e->queue_tokens_max) {
+        return qw_fail(err, QW_E_BUSY, "requests with %llu tokens are waiting, and with %zu more it would be above %llu, the most "
+                                       "this engine keeps; try again",
+                       (unsigned long long)n_tokens, job->n_tokens, (unsigned long long)e->queue_tokens_max);
+    }
+    if (n_ended >= QW_UNREAD_MAX)
+        return qw_fail(err, QW_E_BUSY, "%u answers have ended and wait to be polled: poll them first", n_ended);
+    return QW_OK;
 }
 
 qw_status qw_submit(qw_engine *e, const qw_request *r, uint64_t *id, qw_err *err)
@@ -122,10 +146,7 @@ qw_status qw_submit(qw_engine *e, const qw_request *r, uint64_t *id, qw_err *err
     if (e->dead.status != QW_OK) {
         if (err) *err = e->dead;
         status = e->dead.status;
-    } else if (e->n_inbox + e->n_waiting >= e->n_queue_max) {
-        status = qw_fail(err, QW_E_BUSY, "%u requests are waiting, which is the most this engine keeps; try again",
-                         e->n_inbox + e->n_waiting);
-    } else {
+    } else if ((status = check_queue(e, job, err)) == QW_OK) {
         put_into_inbox(e, job);
         *id = job->id;
     }
@@ -137,14 +158,23 @@ qw_status qw_submit(qw_engine *e, const qw_request *r, uint64_t *id, qw_err *err
 void qw_cancel(qw_engine *e, uint64_t id)
 {
     pthread_mutex_lock(&e->lock);
-    for (qw_job *job = e->all; job; job = job->all_next)
-        if (job->id == id) atomic_store(&job->cancelled, true);
+    for (qw_job *job = e->all; job; job = job->all_next) {
+        if (job->id != id) continue;
+        atomic_store(&job->cancelled, true);
+        e->woken = true; /* it may wait for the store or for a reader */
+        pthread_cond_signal(&e->work);
+    }
     pthread_mutex_unlock(&e->lock);
 }
 
 bool qw_poll(qw_engine *e, int timeout_ms, qw_event *out)
 {
     return qw_events_poll(&e->events, timeout_ms, out);
+}
+
+bool qw_poll_request(qw_engine *e, uint64_t id, int timeout_ms, qw_event *out)
+{
+    return qw_events_poll_one(&e->events, id, timeout_ms, out);
 }
 
 int qw_engine_fd(const qw_engine *e)
@@ -210,7 +240,7 @@ static bool sleep_a_while(qw_engine *e)
     return qw_cond_wait_until(&e->work, &e->lock, qw_clock_us() + SAVE_LOOK_US);
 }
 
-/* The store is done with something. */
+/* The store is done with something, or a reader came back. */
 static void wake(void *ctx)
 {
     qw_engine *e = ctx;
@@ -230,6 +260,7 @@ static void publish(qw_engine *e)
     pthread_mutex_lock(&e->lock);
     if (faulty) memcpy(e->save_fault, fault.text, sizeof e->save_fault);
     e->n_waiting = counts.n_waiting;
+    e->waiting_tokens = counts.waiting_tokens;
     e->stats = stats_of(&counts);
     pthread_mutex_unlock(&e->lock);
 }
@@ -247,7 +278,9 @@ static bool take_jobs(qw_engine *e)
     qw_job *job = e->first, *next;
     e->first = e->last = NULL;
     e->n_waiting += e->n_inbox; /* until they are counted */
+    e->waiting_tokens += e->inbox_tokens;
     e->n_inbox = 0;
+    e->inbox_tokens = 0;
     pthread_mutex_unlock(&e->lock);
     for (; job; job = next) {
         next = job->next;
@@ -384,10 +417,13 @@ qw_status qw_engine_create(qw_model *model, const qw_engine_options *o, qw_engin
     e->model = model;
     e->context = plan.context;
     e->n_queue_max = o->n_queue_max ? o->n_queue_max : QW_QUEUE_DEFAULT;
+    e->queue_tokens_max = o->queue_tokens_max ? o->queue_tokens_max : (uint64_t)QW_QUEUE_CONTEXTS * plan.context;
     pthread_mutex_init(&e->lock, NULL);
     qw_cond_init(&e->work);
     e->events.fd = -1;
-    QW_TRY_GOTO(qw_events_init(&e->events, err));
+    QW_TRY_GOTO(qw_events_init(&e->events, QW_BACKLOG_MAX, err));
+    e->events.wake = wake;
+    e->events.wake_ctx = e;
     QW_TRY_GOTO(create_compute(e, o, &plan, err));
     if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
         status = qw_fail(err, QW_E_MEMORY, "cannot start the engine thread");

@@ -1,7 +1,7 @@
 /* engine_private.h: the engine's inside: jobs, events, and who may touch what.
  *
  * Callers' threads touch the inbox, `cancelled` and the counters under `lock`; the engine thread alone touches
- * everything under "engine thread". Events travel through the bounded event queue (events.c).
+ * everything under "engine thread". Events travel through the event queue (events.c), which makes nobody wait.
  */
 #ifndef QW_ENGINE_ENGINE_PRIVATE_H
 #define QW_ENGINE_ENGINE_PRIVATE_H
@@ -24,7 +24,9 @@ enum {
     QW_CONTEXT_DEFAULT = 32768,
     QW_BATCH_ROWS = 512,           /* rows in one pass */
     QW_QUEUE_DEFAULT = 256,
-    QW_EVENTS_MAX = 4096,          /* waiting to be polled; then the engine waits for the reader */
+    QW_QUEUE_CONTEXTS = 16,        /* tokens of all prompts that wait, as a multiple of the context */
+    QW_BACKLOG_MAX = 256,          /* events of a request that wait to be polled; then it pauses until half of them were */
+    QW_UNREAD_MAX = 256,           /* answers that ended and were not polled to their end; then nothing more is accepted */
     QW_PARALLEL_DEFAULT = 8,
     QW_STATE_AGE_S = 30 * 86400,   /* since its last use a saved past goes */
     QW_PARALLEL_MAX = 64,
@@ -48,6 +50,7 @@ typedef struct qw_job {
     uint8_t owner[32];  /* hash of its name */
     int32_t priority;
     int64_t deadline_us; /* 0: none */
+    uint32_t weight;     /* of its owner's share; 0 counts as 1 */
     char **stop;         /* owns; [n_stop] */
     size_t n_stop;
     int64_t max_tokens;
@@ -55,8 +58,10 @@ typedef struct qw_job {
     struct qw_form *form; /* owns; what the answer is held to; NULL: nothing */
     qw_parser *parser;   /* owns; takes the answer apart; NULL: all of it is text */
     qw_think think;      /* as the answer begins */
+    qw_thinking_use thinking; /* what is told about that */
     qw_loops *loops;     /* owns; NULL: it may repeat itself */
     qw_memory_answer *said; /* holds; NULL: nobody will send it back */
+    struct qw_feed *feed; /* holds; where its events go */
     atomic_bool cancelled;
     int64_t submitted_us;
 } qw_job;
@@ -65,35 +70,60 @@ void qw_job_free(qw_job *job);
 
 /* An event and the memory its pointers need. */
 typedef struct qw_event_node {
-    struct qw_event_node *next;
+    struct qw_event_node *prev, *next; /* of all */
+    struct qw_event_node *feed_next;   /* of its request's */
+    struct qw_feed *feed;
     qw_event event;
     char *text;                 /* owns */
     qw_event_token token;
     qw_top_logprob top[QW_TOP_LOGPROBS_MAX];
-    char stop[QW_STOP_BYTES_MAX + 1];
     qw_tool_call call;
     char call_id[QW_CALL_ID_BYTES];
     char call_name[QW_PARSE_NAME_MAX + 1];
 } qw_event_node;
 void qw_event_node_free(qw_event_node *node); /* one that was not pushed */
 
+/* The events of one request that wait to be polled. Held by its job and, until the last event was read, by the queue. */
+typedef struct qw_feed {
+    struct qw_feed *prev, *next;  /* of the queue's */
+    uint64_t request;
+    qw_event_node *first, *last;
+    qw_event_node *current;       /* the one its reader looks at */
+    atomic_uint n, n_holders;
+    bool ended;                   /* its terminal event is in it */
+} qw_feed;
+qw_status qw_feed_create(qw_feed **out, qw_err *err) QW_MUST_CHECK;
+void qw_feed_release(qw_feed *f); /* NULL is fine */
+
 typedef struct qw_event_queue {
     pthread_mutex_t lock;
-    pthread_cond_t readable, writable;
+    pthread_cond_t readable;
     qw_event_node *first, *last;
-    qw_event_node *current; /* the one the reader looks at */
+    qw_event_node *current; /* the one the reader of all looks at */
+    qw_feed *feeds;         /* of requests whose last event was not read */
     size_t n;
+    uint32_t n_ended;       /* feeds that have their terminal event */
+    uint32_t n_backlog_max; /* of a feed; beyond it only what comes of the same step, and the end */
     int fd;                 /* eventfd: readable while n > 0 */
     bool closed;            /* nobody will read any more */
+    void (*wake)(void *ctx); /* NULL: nobody waits; half of a full feed was read */
+    void *wake_ctx;
 } qw_event_queue;
 
-qw_status qw_events_init(qw_event_queue *q, qw_err *err) QW_MUST_CHECK;
+/* Of a zeroed queue. */
+qw_status qw_events_init(qw_event_queue *q, uint32_t n_backlog_max, qw_err *err) QW_MUST_CHECK;
 void qw_events_free(qw_event_queue *q);
-/* Takes the node. Waits while the queue is full, unless it is closed or *cancelled becomes true: a cancelled
- * request's reader may be the one who waits for the engine. */
-void qw_events_push(qw_event_queue *q, qw_event_node *node, const atomic_bool *cancelled);
+/* From now on the request can be polled. */
+void qw_events_open(qw_event_queue *q, qw_feed *f, uint64_t request);
+/* Takes the node. Waits for nobody. */
+void qw_events_push(qw_event_queue *q, qw_feed *f, qw_event_node *node);
+/* Should its request pause? was_full: it does already. */
+bool qw_feed_is_full(const qw_event_queue *q, const qw_feed *f, bool was_full);
+uint32_t qw_events_ended(qw_event_queue *q); /* answers that wait for their reader */
 void qw_events_close(qw_event_queue *q);
 bool qw_events_poll(qw_event_queue *q, int timeout_ms, qw_event *out);
+/* The next one of this request; false at once when its last one was read. */
+bool qw_events_poll_one(qw_event_queue *q, uint64_t request, int timeout_ms, qw_event *out);
 
 struct qw_core;
 
@@ -109,10 +139,11 @@ struct qw_engine {
     qw_job *first, *last; /* the inbox, in order of arrival */
     qw_job *all;          /* every job until its end, whoever has it */
     uint32_t n_inbox, n_waiting, n_queue_max; /* in the inbox; taken from it and not begun */
+    uint64_t inbox_tokens, waiting_tokens, queue_tokens_max; /* of their prompts */
     qw_engine_stats stats; /* as of the last step */
     char save_fault[QW_ERR_TEXT_MAX]; /* why the first save that failed did, or "" */
     bool stop;
-    bool woken;           /* by the store */
+    bool woken;           /* by the store, a reader, or who cancels */
     uint64_t next_id;
     qw_err dead;          /* status != QW_OK: the model failed; nothing more is accepted */
 
@@ -124,7 +155,7 @@ struct qw_engine {
     qw_state_files *state_files; /* owns; NULL: nothing is saved */
     qw_state_io *state;         /* owns */
     qw_state_store store;
-    bool waits;                 /* the core waits for the store */
+    bool waits;                 /* the core waits for the store, or for readers */
     struct qw_guesses *guesses; /* NULL: plain decoding */
     int32_t *banned;      /* [n_banned]: padding rows of the vocabulary, never sampled */
     size_t n_banned;

@@ -11,6 +11,11 @@ struct qw_loops {
     uint32_t same[QW_LOOP_BLOCK_MAX + 1]; /* by length of block: tokens that agreed, up to the newest */
 };
 
+size_t qw_loops_bytes(void)
+{
+    return sizeof(qw_loops);
+}
+
 qw_status qw_loops_create(qw_loops **out, qw_err *err)
 {
     *out = NULL;

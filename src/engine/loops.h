@@ -9,6 +9,7 @@
 #define QW_ENGINE_LOOPS_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "base/status.h"
@@ -25,6 +26,7 @@ uint32_t qw_loop_tokens(uint32_t block);
 
 typedef struct qw_loops qw_loops;
 qw_status qw_loops_create(qw_loops **out, qw_err *err) QW_MUST_CHECK;
+size_t qw_loops_bytes(void); /* of one */
 void qw_loops_destroy(qw_loops *l); /* NULL is fine */
 /* Takes the next token. True: from here on it is a loop. */
 bool qw_loops_add(qw_loops *l, int32_t token);

@@ -72,6 +72,11 @@ qw_status qw_memory_create(size_t bytes_max, qw_memory **out, qw_err *err)
     return QW_OK;
 }
 
+size_t qw_memory_bytes(size_t bytes_max)
+{
+    return sizeof(qw_memory) + bytes_max;
+}
+
 void qw_memory_destroy(qw_memory *m)
 {
     if (!m) return;

@@ -24,6 +24,7 @@ enum {
 
 typedef struct qw_memory qw_memory;
 qw_status qw_memory_create(size_t bytes_max, qw_memory **out, qw_err *err) QW_MUST_CHECK;
+size_t qw_memory_bytes(size_t bytes_max); /* that it takes when it is full */
 void qw_memory_destroy(qw_memory *m); /* NULL is fine; nobody reads it or writes answers any more */
 
 /* ---- an answer that is being given --------------------------------------------------------------- */

@@ -45,8 +45,14 @@ qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_
                                 .n_slots = states_per_lane(o) * plan->n_parallel + plan->n_snapshots};
 }
 
+/* What is there once for all requests, whatever the plan. */
+static uint64_t shared_bytes(const qw_model *m)
+{
+    return (m->memory ? qw_memory_bytes(QW_MEMORY_BYTES_MAX) : 0) + (m->tokenizer ? qw_token_trie_bytes(m->tokenizer) : 0);
+}
+
 /* Needs of a plan whose n_parallel is set; the cache is empty. */
-static void add_needs(const qw_model *m, const qw_engine_options *o, qw_plan *p)
+static void add_needs(const qw_model *m, const qw_engine_options *o, uint64_t shared, qw_plan *p)
 {
     qw_runtime_options ro = qw_engine_runtime_options(m, o, p);
     qw_runtime_bytes(m->net, &ro, &p->kv_bytes, &p->scratch_bytes);
@@ -58,14 +64,18 @@ static void add_needs(const qw_model *m, const qw_engine_options *o, qw_plan *p)
         uint32_t whole_pages = pages_of(p->context) * QW_KV_TILE;
         p->scratch_bytes += qw_guesses_bytes(p->n_parallel, m->net->hp.n_vocab, whole_pages);
     }
-    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes;
+    const qw_core_options core = {.tokenizer = m->tokenizer, .n_vocab = m->net->hp.n_vocab, .context = p->context,
+                                  .n_lanes = p->n_parallel, .n_rows_max = QW_BATCH_ROWS,
+                                  .n_snapshots = m->net->recurrent_bytes ? SNAPSHOTS_MAX : 0};
+    p->fixed_bytes = shared + qw_core_bytes(&core, pages_of(p->context));
+    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes + p->fixed_bytes;
 }
 
 /* What is left goes to pages, and with recurrent states half of it to those. */
 static void divide_cache(const qw_model *m, qw_plan *p, uint64_t bytes)
 {
     size_t state = m->net->recurrent_bytes;
-    uint64_t page = p->kv_bytes / pages_of(p->context);
+    uint64_t page = p->kv_bytes / pages_of(p->context) + qw_prefix_page_bytes();
     if (state > 0) {
         uint64_t n = bytes / 2 / state;
         p->n_snapshots = n < SNAPSHOTS_MAX ? (uint32_t)n : SNAPSHOTS_MAX;
@@ -77,28 +87,33 @@ static void divide_cache(const qw_model *m, qw_plan *p, uint64_t bytes)
     p->cache_bytes = n_pages * page + p->n_snapshots * state;
 }
 
-/* What a page's worth of context costs beside keys and values: places for guesses to look at. */
-static uint64_t guess_page_bytes(const qw_model *m, const qw_engine_options *o, const qw_plan *p)
+/* Pages of the largest context that fits, fewer than were asked for; 0: none does. */
+static uint32_t pages_that_fit(const qw_model *m, const qw_engine_options *o, uint64_t shared, qw_plan p)
 {
-    if (o->plain_decoding) return 0;
-    uint32_t n_vocab = m->net->hp.n_vocab;
-    return qw_guesses_bytes(p->n_parallel, n_vocab, QW_KV_TILE) - qw_guesses_bytes(p->n_parallel, n_vocab, 0);
+    uint32_t fit = 0, not_fit = pages_of(p.context);
+    while (not_fit - fit > 1) {
+        uint32_t n = fit + (not_fit - fit) / 2;
+        p.context = n * QW_KV_TILE;
+        add_needs(m, o, shared, &p);
+        if (p.total_bytes <= p.available_bytes) fit = n;
+        else not_fit = n;
+    }
+    return fit;
 }
 
-static qw_status refuse(const qw_model *m, const qw_engine_options *o, const qw_plan *p, qw_err *err)
+static qw_status refuse(const qw_model *m, const qw_engine_options *o, uint64_t shared, const qw_plan *p, qw_err *err)
 {
-    uint64_t n_pages = pages_of(p->context), per_page = p->kv_bytes / n_pages + guess_page_bytes(m, o, p);
-    uint64_t fixed = p->total_bytes - n_pages * per_page;
-    uint64_t fits = p->available_bytes > fixed ? (p->available_bytes - fixed) / per_page * QW_KV_TILE : 0;
+    uint32_t fits = pages_that_fit(m, o, shared, *p) * QW_KV_TILE;
     if (fits == 0) {
-        return qw_fail(err, QW_E_MEMORY, "the model needs %s without any context and %s are free: take a smaller model",
-                       text_of(fixed).s, text_of(p->available_bytes).s);
+        qw_plan least = *p;
+        if (least.context > QW_KV_TILE) least.context = QW_KV_TILE;
+        add_needs(m, o, shared, &least);
+        return qw_fail(err, QW_E_MEMORY, "the model needs %s even for a context of %u tokens and %s are free: take a smaller model",
+                       text_of(least.total_bytes).s, least.context, text_of(p->available_bytes).s);
     }
     return qw_fail(err, QW_E_MEMORY,
-                   "%s are needed (%s of them for a context of %u tokens) and %s are free: a context of %llu fits "
-                   "(-c %llu)",
-                   text_of(p->total_bytes).s, text_of(p->kv_bytes).s, p->context, text_of(p->available_bytes).s,
-                   (unsigned long long)fits, (unsigned long long)fits);
+                   "%s are needed (%s of them for a context of %u tokens) and %s are free: a context of %u fits (-c %u)",
+                   text_of(p->total_bytes).s, text_of(p->kv_bytes).s, p->context, text_of(p->available_bytes).s, fits, fits);
 }
 
 qw_status qw_engine_plan(const qw_model *m, const qw_engine_options *o, qw_plan *out, qw_err *err)
@@ -116,10 +131,11 @@ qw_status qw_engine_plan(const qw_model *m, const qw_engine_options *o, qw_plan 
     out->available_bytes = o->memory_bytes_max ? o->memory_bytes_max : qw_mem_left();
     qw_model_weight_bytes(m, &out->weights_bytes, &out->packed_bytes);
     out->n_parallel = o->n_parallel ? o->n_parallel : QW_PARALLEL_DEFAULT;
-    add_needs(m, o, out);
-    for (; !o->n_parallel && out->n_parallel > 1 && out->total_bytes > out->available_bytes; add_needs(m, o, out))
+    uint64_t shared = shared_bytes(m);
+    add_needs(m, o, shared, out);
+    for (; !o->n_parallel && out->n_parallel > 1 && out->total_bytes > out->available_bytes; add_needs(m, o, shared, out))
         out->n_parallel--;
-    if (out->total_bytes > out->available_bytes) return refuse(m, o, out, err);
+    if (out->total_bytes > out->available_bytes) return refuse(m, o, shared, out, err);
     uint64_t left = out->available_bytes - out->total_bytes;
     divide_cache(m, out, o->memory_bytes_max ? left : left - left / 4);
     return QW_OK;

@@ -709,6 +709,25 @@ static uint32_t power_of_two_from(uint32_t n)
     return p;
 }
 
+enum { NODES_PER_PAGE = 2 }; /* a root may have a single page */
+
+/* With its places in both heaps; buckets are fewer than twice the nodes. */
+static size_t node_bytes(void)
+{
+    return sizeof(qw_prefix_node) + 4 * sizeof(qw_prefix_node *);
+}
+
+size_t qw_prefix_page_bytes(void)
+{
+    return NODES_PER_PAGE * node_bytes() + sizeof(uint32_t);
+}
+
+size_t qw_prefix_bytes(const qw_prefix_options *o, uint32_t n_pages)
+{
+    return sizeof(qw_prefix) + n_pages * qw_prefix_page_bytes() + (o->n_remembered_max + o->n_pinned_max + 2) * node_bytes() +
+           o->n_snapshots_max * sizeof(snapshot);
+}
+
 qw_status qw_prefix_create(const qw_prefix_options *o, qw_prefix **out, qw_err *err)
 {
     const qw_seq_pool_options *po = qw_seq_pool_get_options(o->pool);
@@ -719,7 +738,7 @@ qw_status qw_prefix_create(const qw_prefix_options *o, qw_prefix **out, qw_err *
     c->o = *o;
     c->recurrent = po->recurrent_bytes > 0;
     if (!c->recurrent) c->o.n_snapshots_max = 0;
-    c->n_nodes = 2 * po->n_pages + o->n_remembered_max + o->n_pinned_max + 2; /* a root may have a single page */
+    c->n_nodes = NODES_PER_PAGE * po->n_pages + o->n_remembered_max + o->n_pinned_max + 2;
     c->n_buckets = power_of_two_from(c->n_nodes);
     QW_TRY_GOTO(qw_alloc(&c->nodes, c->n_nodes, sizeof *c->nodes, "prefix cache", err));
     QW_TRY_GOTO(qw_alloc(&c->buckets, c->n_buckets, sizeof *c->buckets, "prefix cache", err));

@@ -45,6 +45,9 @@ typedef struct qw_prefix_options {
 } qw_prefix_options;
 
 qw_status qw_prefix_create(const qw_prefix_options *o, qw_prefix **out, qw_err *err) QW_MUST_CHECK;
+/* What it takes at most: with pools of n_pages, and for each page. */
+size_t qw_prefix_bytes(const qw_prefix_options *o, uint32_t n_pages);
+size_t qw_prefix_page_bytes(void);
 void qw_prefix_destroy(qw_prefix *c); /* after everything was unpinned and the store closed; drops all pages and snapshots */
 
 /* The owner's tree: pasts are shared among requests of one owner and never beyond. Valid while it is pinned or not empty. */

@@ -222,5 +222,12 @@ qw_status qw_request_check(const qw_model *m, const qw_request *r, const qw_samp
         return qw_fail(err, QW_E_ARG, "thinking_tokens_max is %lld, want 0 (no limit) or more",
                        (long long)r->thinking_tokens_max);
     }
+    if (r->owner_weight > QW_OWNER_WEIGHT_MAX) {
+        return qw_fail(err, QW_E_ARG, "owner_weight is %u, want 0 (as 1) to %d", r->owner_weight, QW_OWNER_WEIGHT_MAX);
+    }
+    if (r->deadline_ms < 0 || r->deadline_ms > QW_DEADLINE_MS_MAX) {
+        return qw_fail(err, QW_E_ARG, "deadline_ms is %lld, want 0 (never) to %d", (long long)r->deadline_ms,
+                       QW_DEADLINE_MS_MAX);
+    }
     return check_stops(r, err);
 }

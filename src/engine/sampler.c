@@ -125,6 +125,14 @@ static seen_token *see(qw_sampling_run *run, int32_t token)
     return &run->seen[run->n_seen - 1];
 }
 
+size_t qw_sampling_run_bytes(uint32_t n_vocab, size_t n_tokens)
+{
+    size_t n_seen = n_tokens < n_vocab ? n_tokens : n_vocab, n_table = 1;
+    while (n_table < 2 * n_seen) n_table *= 2;
+    return sizeof(qw_sampling_run) + QW_LOGIT_BIAS_MAX * sizeof(qw_logit_bias) + n_seen * sizeof(seen_token) +
+           n_table * sizeof(uint32_t);
+}
+
 qw_status qw_sampling_run_create(const qw_sampling *p, uint32_t n_vocab, const int32_t *prompt, size_t n_prompt,
                                  size_t n_answer_max, qw_sampling_run **out, qw_err *err)
 {

@@ -29,6 +29,7 @@ qw_status qw_sampling_check(const qw_sampling *p, uint32_t n_vocab, qw_err *err)
 /* An answer of at most n_answer_max tokens to a prompt. Copies the parameters, which were checked, with the bias array. */
 qw_status qw_sampling_run_create(const qw_sampling *p, uint32_t n_vocab, const int32_t *prompt, size_t n_prompt,
                                  size_t n_answer_max, qw_sampling_run **out, qw_err *err) QW_MUST_CHECK;
+size_t qw_sampling_run_bytes(uint32_t n_vocab, size_t n_tokens); /* at most, with prompt and answer of n_tokens together */
 void qw_sampling_run_destroy(qw_sampling_run *run);
 /* Chooses the token at `position` (its index in the sequence). logits [n_vocab] are overwritten; -INFINITY bans
  * a token. */

@@ -53,6 +53,8 @@ json_t *qw_chat_text(qw_text text);                                      /* byte
 json_t *qw_chat_usage(const qw_usage *usage);
 /* How the prompt was served, for the member "qw_cache" beside "usage": docs/engine.md. */
 json_t *qw_chat_cache(const qw_event *done);
+/* How much it was allowed to think, for the member "qw_thinking" there: docs/engine-thinking.md. */
+json_t *qw_chat_thinking(const qw_event *done);
 /* What an event adds to the message, or NULL: it adds nothing. */
 json_t *qw_chat_delta(const qw_event *ev);
 json_t *qw_chat_call(const qw_tool_call *call); /* one of message.tool_calls */

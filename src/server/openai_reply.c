@@ -80,18 +80,33 @@ json_t *qw_chat_cache(const qw_event *done)
                      "bytes_of_next", (json_int_t)c->known_bytes);
 }
 
+json_t *qw_chat_thinking(const qw_event *done)
+{
+    static const char *const efforts[] = {NULL, "low", "medium", "xhigh"};
+    const qw_thinking_use *t = &done->thinking;
+    return json_pack("{s:s, s:o, s:s?}", "mode", t->on ? "on" : "off", "budget",
+                     t->tokens_max > 0 ? json_integer(t->tokens_max) : json_null(), "effort", efforts[t->effort]);
+}
+
+/* What is told once about an answer, beside its choices. */
+static void add_summary(json_t *out, const qw_event *done)
+{
+    json_object_set_new(out, "usage", qw_chat_usage(&done->usage));
+    json_object_set_new(out, "qw_cache", qw_chat_cache(done));
+    json_object_set_new(out, "qw_thinking", qw_chat_thinking(done));
+}
+
 static const char *finish_reason(qw_finish finish)
 {
     if (finish == QW_FINISH_TOOL_CALLS) return "tool_calls";
-    bool cut = finish == QW_FINISH_LENGTH || finish == QW_FINISH_CONTEXT || finish == QW_FINISH_REPETITION;
-    return cut ? "length" : "stop";
+    return finish == QW_FINISH_STOP ? "stop" : "length";
 }
 
-/* OpenAI has no word for a loop: it is told beside finish_reason. */
+/* OpenAI has no word for a loop, or for time that is up: it is told beside finish_reason. */
 static json_t *with_reason(json_t *choice, qw_finish finish)
 {
-    if (choice != NULL && finish == QW_FINISH_REPETITION)
-        json_object_set_new(choice, "stop_reason", json_string("repetition"));
+    const char *reason = finish == QW_FINISH_REPETITION ? "repetition" : finish == QW_FINISH_DEADLINE ? "deadline" : NULL;
+    if (choice != NULL && reason != NULL) json_object_set_new(choice, "stop_reason", json_string(reason));
     return choice;
 }
 
@@ -167,8 +182,7 @@ json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_us
 json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_event *done)
 {
     json_t *out = answer_object(h, "chat.completion.chunk", json_array());
-    json_object_set_new(out, "usage", qw_chat_usage(&done->usage));
-    json_object_set_new(out, "qw_cache", qw_chat_cache(done));
+    add_summary(out, done);
     return out;
 }
 
@@ -186,8 +200,7 @@ json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasonin
     json_t *choice = json_pack("{s:i, s:o, s:o, s:s}", "index", 0, "message", message, "logprobs",
                                logprobs_object(tokens), "finish_reason", finish_reason(done->finish));
     json_t *out = answer_object(h, "chat.completion", json_pack("[o]", with_reason(choice, done->finish)));
-    json_object_set_new(out, "usage", qw_chat_usage(&done->usage));
-    json_object_set_new(out, "qw_cache", qw_chat_cache(done));
+    add_summary(out, done);
     return out;
 }
 

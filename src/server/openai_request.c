@@ -151,7 +151,7 @@ static bool take_parallel(void *target, const char *param, json_t *value, qw_api
 {
     qw_chat_request *r = target;
     if (!json_is_boolean(value)) return qw_field_bad(e, param, "want true or false, got %s", qw_json_kind(value));
-    r->request.one_call = json_is_false(value);
+    r->request.one_call = r->request.one_call || json_is_false(value); /* a function asked for by name is called once */
     return true;
 }
 
@@ -513,6 +513,7 @@ static const qw_field request_fields[] = {
     {"top_logprobs", QW_FIELD_I32, AT(top_logprobs), 0, QW_TOP_LOGPROBS_MAX, NULL},
     {"max_tokens", QW_FIELD_I64, AT(request.max_tokens), 1, 1 << 30, NULL},
     {"max_completion_tokens", QW_FIELD_I64, AT(request.max_tokens), 1, 1 << 30, NULL}, /* wins: it comes later */
+    {"deadline_ms", QW_FIELD_I64, AT(request.deadline_ms), 1, QW_DEADLINE_MS_MAX, NULL},
     {"stop", QW_FIELD_CUSTOM, 0, 0, 0, take_stop},
     {"stream", QW_FIELD_BOOL, AT(stream), 0, 0, NULL},
     {"stream_options", QW_FIELD_CUSTOM, 0, 0, 0, take_stream_options},

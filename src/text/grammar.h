@@ -30,6 +30,7 @@ enum {
     QW_GRAMMAR_HEADS_MAX = 32,         /* readings of a text that a matcher follows at once */
     QW_GRAMMAR_KEYS_MAX = 512,         /* keys of open objects that no schema names */
     QW_GRAMMAR_TOOLS_MAX = 128,
+    QW_GRAMMAR_CALLS_MAX = 16,         /* in one answer: a model that may always call again might never end */
     QW_MASKED_TOKEN_BYTES_MAX = 256    /* longer tokens are never allowed */
 };
 
@@ -61,7 +62,7 @@ typedef struct qw_grammar_calls {
     qw_text only;                  /* the one function that may be called; empty: each */
     bool xml_calls;                /* the form (qw_chat_traits.xml_calls) */
     bool required;                 /* begins with a call; else text may come first, or alone */
-    bool one;                      /* no second call */
+    bool one;                      /* no second call; else QW_GRAMMAR_CALLS_MAX at most */
     const qw_tokenizer *tokenizer; /* borrows during the call: for the tags that are tokens */
 } qw_grammar_calls;
 /* Calls of tools, whose arguments satisfy the tools' schemas. */
@@ -77,6 +78,7 @@ size_t qw_grammar_n_states(const qw_grammar *g);
 typedef struct qw_token_trie qw_token_trie;
 qw_status qw_token_trie_create(const qw_tokenizer *t, qw_token_trie **out, qw_err *err) QW_MUST_CHECK;
 void qw_token_trie_destroy(qw_token_trie *trie);
+size_t qw_token_trie_bytes(const qw_tokenizer *t); /* that it will take */
 size_t qw_token_trie_n_vocab(const qw_token_trie *trie);
 
 /* ---- a text on its way ------------------------------------------------------------------------ */
@@ -84,6 +86,7 @@ size_t qw_token_trie_n_vocab(const qw_token_trie *trie);
 /* Stands behind the tokens taken so far. The grammar must outlive it. */
 typedef struct qw_matcher qw_matcher;
 qw_status qw_matcher_create(const qw_grammar *g, const qw_tokenizer *t, qw_matcher **out, qw_err *err) QW_MUST_CHECK;
+size_t qw_matcher_bytes(void); /* of one */
 void qw_matcher_destroy(qw_matcher *m);
 /* Makes `to` stand where `from` stands: to look ahead and to go back. Both must be of one grammar. */
 void qw_matcher_copy(qw_matcher *to, const qw_matcher *from);
@@ -98,6 +101,7 @@ size_t qw_matcher_forced(const qw_matcher *m, char *out, size_t n);
 /* Masks of one thread's matchers, with those that were computed before. The trie must outlive it. */
 typedef struct qw_masker qw_masker;
 qw_status qw_masker_create(const qw_token_trie *trie, size_t n_kept, qw_masker **out, qw_err *err) QW_MUST_CHECK;
+size_t qw_masker_bytes(size_t n_vocab, size_t n_kept); /* that it will take */
 void qw_masker_destroy(qw_masker *w);
 /* Sets bit id % 32 of bits[id / 32] for each token that may come next, and clears all others. bits: as many words as
  * qw_masker_n_words says. At least one is set, always. */

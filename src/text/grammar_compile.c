@@ -181,7 +181,7 @@ static uint32_t answer_rule(grammar_build *b, const qw_grammar_calls *calls, qw_
     uint32_t inner = rule_of(b, tools_ast(b, calls, list)), answer = block_ast(b, calls, inner);
     if (!calls->one) {
         uint32_t more = ast_cat(b, ast_text(b, "\n"), block_ast(b, calls, inner));
-        answer = ast_cat(b, answer, ast_repeat(b, more, 0, UINT32_MAX));
+        answer = ast_cat(b, answer, ast_repeat(b, more, 0, QW_GRAMMAR_CALLS_MAX - 1));
     }
     if (!calls->required) answer = ast_cat(b, text_ast(b), ast_repeat(b, answer, 0, 1));
     return rule_of(b, answer);

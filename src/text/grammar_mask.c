@@ -168,17 +168,48 @@ static qw_status find_ends(qw_token_trie *trie, qw_err *err)
     return QW_OK;
 }
 
+static bool is_in_tree(const qw_tokenizer *t, int32_t id, token_text *out)
+{
+    qw_text bytes = qw_tokenizer_bytes(t, id);
+    if (qw_tokenizer_is_added(t, id) || qw_tokenizer_is_unused(t, id) || qw_tokenizer_is_end(t, id)) return false;
+    *out = (token_text){(const uint8_t *)bytes.s, (uint32_t)bytes.n, id};
+    return bytes.n > 0 && bytes.n <= QW_MASKED_TOKEN_BYTES_MAX;
+}
+
 static size_t collect(const qw_tokenizer *t, size_t n_vocab, token_text *texts)
 {
     size_t n = 0;
-    for (size_t i = 0; i < n_vocab; i++) {
-        int32_t id = (int32_t)i;
-        qw_text bytes = qw_tokenizer_bytes(t, id);
-        if (qw_tokenizer_is_added(t, id) || qw_tokenizer_is_unused(t, id) || qw_tokenizer_is_end(t, id)) continue;
-        if (bytes.n == 0 || bytes.n > QW_MASKED_TOKEN_BYTES_MAX) continue;
-        texts[n++] = (token_text){(const uint8_t *)bytes.s, (uint32_t)bytes.n, id};
-    }
+    for (size_t i = 0; i < n_vocab; i++) n += is_in_tree(t, (int32_t)i, &texts[n]);
     return n;
+}
+
+/* Of n tokens of so many bytes together. */
+static size_t tree_bytes(size_t n, size_t bytes)
+{
+    return (bytes + 1) * sizeof(trie_node) + n * sizeof(int32_t);
+}
+
+size_t qw_token_trie_bytes(const qw_tokenizer *t)
+{
+    bool lengths[QW_MASKED_TOKEN_BYTES_MAX + 1] = {false};
+    size_t n_vocab = qw_tokenizer_n_vocab(t), n[3] = {0}, bytes[3] = {0}, total = sizeof(qw_token_trie);
+    for (size_t i = 0; i < n_vocab; i++) {
+        token_text one;
+        if (!is_in_tree(t, (int32_t)i, &one)) {
+            total += qw_tokenizer_is_end(t, (int32_t)i) ? sizeof(int32_t) : 0;
+            continue;
+        }
+        uint32_t length = plain_length(&one);
+        bool is_part[3] = {true, length == 0, length > GRAMMAR_ROOM_MIN};
+        if (length > 0 && !lengths[length]) total += sizeof(uint16_t) + (n_vocab + 31) / 32 * sizeof(uint32_t);
+        lengths[length] = true;
+        for (int k = 0; k < 3; k++) {
+            n[k] += is_part[k];
+            bytes[k] += is_part[k] ? one.n : 0;
+        }
+    }
+    for (int k = 0; k < 3; k++) total += tree_bytes(n[k], bytes[k]);
+    return total;
 }
 
 qw_status qw_token_trie_create(const qw_tokenizer *t, qw_token_trie **out, qw_err *err)
@@ -269,6 +300,13 @@ struct qw_masker {
     uint8_t key[KEY_BYTES_MAX];
     uint32_t n_key;
 };
+
+size_t qw_masker_bytes(size_t n_vocab, size_t n_kept)
+{
+    size_t n = (n_kept + WAYS - 1) / WAYS * WAYS, n_words = (n_vocab + 31) / 32;
+    return sizeof(qw_masker) + WALK_NODES * sizeof(match_node) + WALK_HEADS * sizeof(match_head) + N_ROWS * sizeof(walk_row) +
+           n * (sizeof(kept_mask) + n_words * sizeof(uint32_t));
+}
 
 qw_status qw_masker_create(const qw_token_trie *trie, size_t n_kept, qw_masker **out, qw_err *err)
 {

@@ -280,6 +280,11 @@ static void stand_at_begin(qw_matcher *m)
     m->n_heads = 1;
 }
 
+size_t qw_matcher_bytes(void)
+{
+    return 2 * sizeof(qw_matcher) + MATCH_SPARE * sizeof(match_node);
+}
+
 qw_status qw_matcher_create(const qw_grammar *g, const qw_tokenizer *t, qw_matcher **out, qw_err *err)
 {
     qw_matcher *m = NULL;

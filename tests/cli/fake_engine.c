@@ -416,16 +416,12 @@ static bool start(qw_engine *e, fake_request *f, qw_event *ev)
 
 static bool end(qw_engine *e, fake_request *f, qw_event *ev, qw_finish finish)
 {
-    static char stop[QW_STOP_BYTES_MAX + 1];
     int64_t now = qw_clock_us();
     if (finish == QW_FINISH_STOP) f->usage.completion_tokens++;
     fill(f, ev, f->fails && finish == QW_FINISH_STOP ? QW_EVENT_ERROR : QW_EVENT_DONE);
     if (ev->type == QW_EVENT_ERROR) qw_fail(&ev->error, QW_E_CORRUPT, "the fake engine was told to fail");
     if (ev->type == QW_EVENT_DONE) ev->finish = finish;
-    if (f->stop != NULL && finish == QW_FINISH_STOP) {
-        snprintf(stop, sizeof(stop), "%s", f->stop);
-        ev->stop = stop;
-    }
+    if (f->stop != NULL && finish == QW_FINISH_STOP) snprintf(ev->stop, sizeof(ev->stop), "%s", f->stop);
     int64_t begin = f->begin_us ? f->begin_us : now, first = f->first_us ? f->first_us : now;
     ev->timings = (qw_timings){begin - f->submitted_us, first - begin, now - first};
     request_free(f);

@@ -753,7 +753,8 @@ class Suite:
         plan = one["plan"]
         self.equal((one["name"], one["n_layers"], one["n_vocab"], plan["context"], plan["fits"]),
                    ("tiny:q4", 2, 512, 1000, True), "the JSON description")
-        self.equal(plan["total_bytes"], sum(plan[k] for k in ("weights_bytes", "packed_bytes", "kv_bytes", "scratch_bytes")),
+        self.equal(plan["total_bytes"], sum(plan[k] for k in ("weights_bytes", "packed_bytes", "kv_bytes", "scratch_bytes",
+                                                            "fixed_bytes")),
                    "the plan adds up")
         self.equal(one["sha256"], sha(open(fixture, "rb").read()), "the stored sum")
         lists = json.loads(self.ok("show", fixture, "--tensors", "--metadata", "--json")[0])

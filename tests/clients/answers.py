@@ -226,6 +226,22 @@ def test_budget(s, chat):
             s.check(next(iter(extra)) in str(error), f"{extra}", error)
 
 
+def test_in_force(s, chat):
+    """What was made of the request's words."""
+    on = {"mode": "on", "budget": None, "effort": None}
+    for extra, want in (({}, on), ({"enable_thinking": True}, on), ({"enable_thinking": False}, {**on, "mode": "off"}),
+                        ({"thinking_budget": 7}, {**on, "budget": 7}), ({"reasoning_effort": "low"}, {**on, "budget": 1024}),
+                        ({"reasoning_effort": "medium"}, {**on, "budget": 8192}), ({"reasoning_effort": "high"}, on),
+                        ({"reasoning_effort": "none"}, {**on, "mode": "off"}),
+                        ({"thinking_budget": 0}, {**on, "mode": "off"}),
+                        ({"thinking": {"type": "enabled", "budget_tokens": 9}, "reasoning_effort": "low"}, {**on, "budget": 9})):
+        s.equal(chat.ask(extra_body=extra, max_tokens=2).model_extra["qw_thinking"], want, f"in force: {extra}")
+    r = chat.ask([{"role": "user", "content": "hi /no_think"}], max_tokens=2)
+    s.equal(r.model_extra["qw_thinking"]["mode"], "off", "in force: the user's own words")
+    last = list(chat.ask(stream=True, stream_options={"include_usage": True}, extra_body={"thinking_budget": 7}))[-1]
+    s.equal(last.model_extra["qw_thinking"], {**on, "budget": 7}, "in force, of a stream")
+
+
 def test_history(s, chat):
     """Of an answer that it does not know the service shows the model what the client sends."""
     user = {"role": "user", "content": "What is the weather?"}
@@ -381,7 +397,7 @@ def main():
         for name, script in SCRIPTS.items():
             script_model.write(path(name), *script)
         for name, tests in (("qwen3", [test_whole, test_stream, test_choices, test_switch, test_limits, test_memory, test_budget,
-                                    test_history]),
+                                    test_in_force, test_history]),
                             ("qwen3.5", [test_xml]), ("broken", [test_broken])):
             service = Service(args.qw, path(name), "--verbose")
             chat = Chat(service)

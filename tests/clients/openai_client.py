@@ -13,6 +13,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import urllib.parse
 
 import openai
@@ -272,6 +273,28 @@ def test_errors(s, chat):
         s.equal(error.code, "model_not_found", "unknown model")
 
 
+def test_deadline(s, chat, bias):
+    """An answer whose time is up ends as one that is too long, and says why."""
+    begun = time.monotonic()
+    r = chat.ask(max_tokens=1 << 20, logit_bias=bias, extra_body={"deadline_ms": 200, "stop_loops": False})
+    took, c = time.monotonic() - begun, r.choices[0]
+    s.equal((c.finish_reason, c.model_extra.get("stop_reason")), ("length", "deadline"), "deadline")
+    s.check(took > 0.19, "and not before", took)
+    last = [c.choices[0] for c in chat.streamed(logit_bias=bias, max_tokens=1 << 20,
+                                                extra_body={"deadline_ms": 200, "stop_loops": False}) if c.choices][-1]
+    s.equal((last.finish_reason, last.model_extra.get("stop_reason")), ("length", "deadline"), "deadline of a stream")
+    c = chat.ask(extra_body={"deadline_ms": 60000}).choices[0]
+    s.equal(c.model_extra.get("stop_reason"), None, "in time")
+    others = [chat.ask(f"Other {i}", stream=True, max_tokens=1 << 20, logit_bias=bias) for i in range(8)]  # as many as run
+    for stream in others:
+        next(iter(stream))
+    r = chat.ask("Late", logit_bias=bias, extra_body={"deadline_ms": 50})
+    s.equal((r.choices[0].finish_reason, r.choices[0].model_extra.get("stop_reason"), r.choices[0].message.content,
+             r.usage.completion_tokens), ("length", "deadline", "", 0), "the deadline of one that never began")
+    for stream in others:
+        stream.close()
+
+
 def test_at_once(s, chat):
     """Several clients at once: each gets the answer it would get alone."""
     prompts = [f"Question {i}" for i in range(8)]
@@ -313,7 +336,7 @@ def main():
     bias = endless(args.qw, args.model)
     for test in (test_models, test_whole, test_stream, test_logprobs, test_roles, test_errors, test_at_once):
         s.run(test, chat)
-    for test in (test_sampling, test_lengths_and_stops, test_leaving):
+    for test in (test_sampling, test_lengths_and_stops, test_deadline, test_leaving):
         s.run(test, chat, bias)
     s.equal(service.stop(), 0, "exit code")
     s.equal(service.complaints(), [], "nothing on standard error")

@@ -2,13 +2,16 @@
  *
  *     sim [--seeds N] [--base B] [--model FILE.gguf] [--verbose]
  *
- * Clients talk: they go on, edit, branch, ask again, come back later, cancel, set deadlines. Checked:
+ * Clients talk: they go on, edit, branch, ask again, come back later, cancel, set deadlines, and in some worlds do not read
+ * for a while. Checked:
  *   - every answer equals the one that is computed for it alone, and every row of logits its bits; what a cancelled one gave
  *     is the beginning of it
  *   - exactly one terminal event for each request, and nothing after it
  *   - after every step all links and counts; in the end every page and slot is back
  *   - what the cache promises: who goes on computes what was added, who edits computes no more than one message
- *   - requests end: a step that does nothing while there are requests is a failure
+ *   - requests end: a step that does nothing while there are requests is a failure, unless nobody reads
+ *   - who does not read holds up nobody: every other request gets on, and what waits for the reader is bounded
+ *   - a request that is cancelled ends in the next step, read or not
  * A failure prints its seed; the last line is "N passed, N failed".
  */
 #include <stdio.h>
@@ -55,6 +58,7 @@ typedef struct world {
     fake_state_options disk_options;
     bool reliable;        /* nothing gets lost there */
     uint64_t n_rows_counted; /* by cores that are gone */
+    bool stalls;          /* clients may stop reading */
     bool promises;        /* nothing was lost so far, but what the core says it gave up */
     qw_core_options options;
     uint32_t n_pages;
@@ -133,7 +137,8 @@ typedef struct client {
     int32_t answer[CONTEXT];
     uint64_t hashes[CONTEXT];   /* of the logits that each token was drawn from; 0: not known */
     uint32_t n_answer;
-    bool terminal;
+    bool terminal, cancelled;
+    int64_t reads_us;           /* not before then */
     uint64_t evicted_before;    /* pages and snapshots that had been given up when it was sent */
 } client;
 
@@ -218,14 +223,17 @@ static qw_job *make_job(world *w, client *c)
     job->max_tokens = c->n_max;
     job->owner[0] = (uint8_t)c->owner;
     job->priority = chance(10) ? 1 : 0;
+    job->weight = below(4);
     job->submitted_us = w->now_us;
+    if (qw_feed_create(&job->feed, NULL) != QW_OK) abort();
+    qw_events_open(&w->events, job->feed, job->id);
     if (chance(4)) job->deadline_us = w->now_us + below(400000);
     qw_status status = qw_sampling_run_create(&c->sampling, w->model->n_vocab, job->tokens, job->n_tokens, most, &job->draws, NULL);
     if (status != QW_OK) abort();
     return job;
 }
 
-static qw_job *jobs[CLIENTS_MAX]; /* by client, while they run: to cancel them */
+static qw_job *jobs[CLIENTS_MAX]; /* by client, while they run */
 static uint64_t next_id;
 
 static void send(world *w, client *c)
@@ -233,7 +241,8 @@ static void send(world *w, client *c)
     next_turn(w, c);
     c->id = ++next_id;
     c->state = CLIENT_WAITS;
-    c->terminal = false;
+    c->terminal = c->cancelled = false;
+    c->reads_us = w->stalls && chance(40) ? w->now_us + below(chance(30) ? 5000000 : 200000) : 0;
     c->n_answer = 0;
     c->n_prompt = c->n_tokens;
     c->n_max = 1 + below(chance(20) ? 200 : 30);
@@ -328,7 +337,6 @@ static void end_turn(world *w, client *c, const qw_event *ev)
 {
     if (c->terminal) FAIL(w, "a second terminal event");
     c->terminal = true;
-    jobs[c - w->clients] = NULL;
     if (ev->type == QW_EVENT_ERROR) {
         FAIL(w, "an error: %s", ev->error.text);
         return;
@@ -353,26 +361,62 @@ static void end_turn(world *w, client *c, const qw_event *ev)
     if (--c->turns_left == 0) w->n_live--;
 }
 
+static void take_event(world *w, const qw_event *ev)
+{
+    client *c = ev->user;
+    bool known = !w->guesses && !w->stalls; /* which row of logits a token was drawn from */
+    if (ev->request != c->id) {
+        FAIL(w, "an event of request %llu, after its end", (unsigned long long)ev->request);
+        return;
+    }
+    for (size_t i = 0; i < ev->n_tokens; i++) {
+        c->hashes[c->n_answer] = !known || w->n_hashes_taken >= w->n_hashes ? 0 : w->hashes[w->n_hashes_taken++];
+        c->answer[c->n_answer++] = ev->tokens[i].token;
+    }
+    if (qw_event_is_terminal(ev)) end_turn(w, c, ev);
+}
+
+/* In order; where some do not read, each client its own. */
 static void take_events(world *w)
 {
     qw_event ev;
-    while (qw_events_poll(&w->events, 0, &ev)) {
-        client *c = ev.user;
-        if (ev.request != c->id) {
-            FAIL(w, "an event of request %llu, after its end", (unsigned long long)ev.request);
-            continue;
-        }
-        for (size_t i = 0; i < ev.n_tokens; i++) {
-            c->hashes[c->n_answer] = w->guesses || w->n_hashes_taken >= w->n_hashes ? 0 : w->hashes[w->n_hashes_taken++];
-            c->answer[c->n_answer++] = ev.tokens[i].token;
-        }
-        if (qw_event_is_terminal(&ev)) end_turn(w, c, &ev);
+    while (!w->stalls && qw_events_poll(&w->events, 0, &ev)) take_event(w, &ev);
+    for (uint32_t i = 0; w->stalls && i < w->n_clients; i++) {
+        client *c = &w->clients[i];
+        while (c->state == CLIENT_WAITS && c->reads_us <= w->now_us && qw_events_poll_one(&w->events, c->id, 0, &ev))
+            take_event(w, &ev);
+    }
+}
+
+static void take_all_events(world *w)
+{
+    for (uint32_t i = 0; i < w->n_clients; i++) w->clients[i].reads_us = 0;
+    take_events(w);
+}
+
+/* Does somebody read whose request is under way? */
+static bool somebody_reads(const world *w)
+{
+    for (uint32_t i = 0; i < w->n_clients; i++)
+        if (jobs[i] && w->clients[i].reads_us <= w->now_us) return true;
+    return false;
+}
+
+/* After a step, before events are taken. */
+static void check_readers(world *w)
+{
+    uint32_t most = w->events.n_backlog_max + QW_ANSWER_ROWS + 2; /* a step's tokens, progress, the end */
+    for (uint32_t i = 0; i < w->n_clients; i++) {
+        if (jobs[i] && atomic_load(&jobs[i]->feed->n) > most)
+            FAIL(w, "client %u: %u events wait, at most %u may", i, atomic_load(&jobs[i]->feed->n), most);
+        if (jobs[i] && w->clients[i].cancelled) FAIL(w, "client %u: a request that was cancelled goes on", i);
     }
 }
 
 static void job_ended(void *ctx, qw_job *job)
 {
-    (void)ctx;
+    world *w = ctx;
+    jobs[(client *)job->user - w->clients] = NULL;
     qw_job_free(job);
 }
 
@@ -448,12 +492,14 @@ static void open_world(world *w, uint64_t seed)
     qw_err err;
     rng = sim_mix(seed, 1) | 1;
     w->seed = seed;
+    memset(jobs, 0, sizeof jobs);
     uint32_t n_lanes = 1 + below(8), context_pages = CONTEXT / QW_KV_TILE;
     w->guesses = chance(30);
     uint32_t n_pages = context_pages + 1 + below(chance(50) ? 10 : 1500);
     w->n_snapshots = below(chance(50) ? 6 : snapshots_max);
     uint32_t n_rows_max = n_lanes + 2 * QW_ANSWER_ROWS + below(chance(50) ? 40 : 400);
-    must(qw_events_init(&w->events, &err), &err);
+    w->stalls = chance(30);
+    must(qw_events_init(&w->events, w->stalls ? 1 + below(20) : QW_BACKLOG_MAX, &err), &err);
     const qw_guesser guesser = {.ctx = w, .begin = fake_begin, .guess = fake_guess, .advance = fake_advance};
     w->options = (qw_core_options){
         .compute = {.ctx = w, .forward = forward, .logits = logits, .failed = fake_failed, .clock_us = fake_clock},
@@ -471,14 +517,15 @@ static void open_world(world *w, uint64_t seed)
         w->clients[i].owner = below(3);
         w->clients[i].back_us = below(500000);
     }
-    if (w->verbose) printf("%s, %u lanes, %u pages, %u snapshots, %u clients%s\n", w->recurrent ? "recurrent" : "attention", n_lanes,
-                           n_pages, w->n_snapshots, w->n_clients, w->guesses ? ", guesses" : "");
+    if (w->verbose) printf("%s, %u lanes, %u pages, %u snapshots, %u clients%s%s\n", w->recurrent ? "recurrent" : "attention",
+                           n_lanes, n_pages, w->n_snapshots, w->n_clients, w->guesses ? ", guesses" : "",
+                           w->stalls ? ", stalls" : "");
 }
 
 static void close_world(world *w)
 {
     close_core(w);
-    take_events(w);
+    take_all_events(w);
     if (w->disk) fake_state_destroy(w->disk);
     qw_events_free(&w->events);
     free(w->clients);
@@ -491,8 +538,11 @@ static bool clients_act(world *w)
     for (uint32_t i = 0; i < w->n_clients; i++) {
         client *c = &w->clients[i];
         if (c->state == CLIENT_AWAY && c->turns_left > 0 && c->back_us <= w->now_us) send(w, c);
-        if (c->state == CLIENT_WAITS && jobs[i] && below(2000) < 3) atomic_store(&jobs[i]->cancelled, true);
-        any = any || c->state == CLIENT_WAITS;
+        if (c->state == CLIENT_WAITS && jobs[i] && below(2000) < 3) {
+            atomic_store(&jobs[i]->cancelled, true);
+            c->cancelled = true;
+        }
+        any = any || jobs[i] || (c->state == CLIENT_WAITS && c->reads_us <= w->now_us);
     }
     return any;
 }
@@ -503,24 +553,36 @@ static void restart(world *w)
     bool in_order = chance(50);
     if (in_order) {
         qw_core_finish(w->core, 1000000000);
-        take_events(w);
+        take_all_events(w);
     }
     bool unsaved = qw_core_has_unsaved(w->core);
     w->promises = w->promises && in_order && w->disk && w->reliable && !unsaved && n_evicted(w) == 0;
     close_core(w);
-    take_events(w);
+    take_all_events(w);
     w->n_hashes = w->n_hashes_taken = 0;
     w->n_restarts++;
     if (w->verbose) printf("%lld us: restart%s, promises %d\n", (long long)w->now_us, in_order ? " in order" : "", w->promises);
     open_core(w);
 }
 
+/* Until somebody comes back, or back to reading. */
 static void pass_time(world *w)
 {
     int64_t next = INT64_MAX;
-    for (uint32_t i = 0; i < w->n_clients; i++)
-        if (w->clients[i].turns_left > 0 && w->clients[i].back_us < next) next = w->clients[i].back_us;
+    for (uint32_t i = 0; i < w->n_clients; i++) {
+        const client *c = &w->clients[i];
+        int64_t at = c->state == CLIENT_WAITS ? c->reads_us : c->turns_left > 0 ? c->back_us : INT64_MAX;
+        if (at < next && at > w->now_us) next = at;
+    }
     w->now_us = next;
+}
+
+/* Nothing can be done now: on to when the disk is done with something, or somebody acts. */
+static void wait_a_while(world *w, bool due)
+{
+    int64_t disk_us = due ? fake_state_next_us(w->disk) : INT64_MAX;
+    if (due && disk_us > w->now_us) w->now_us = disk_us;
+    else if (!due && !somebody_reads(w)) pass_time(w);
 }
 
 static bool run_seed(sim_model *model, uint64_t seed, bool verbose)
@@ -539,9 +601,10 @@ static bool run_seed(sim_model *model, uint64_t seed, bool verbose)
         if (w.disk) fake_state_set_now(w.disk, w.now_us);
         qw_step done = qw_core_step(w.core);
         bool due = w.disk && fake_state_next_us(w.disk) < INT64_MAX; /* else at most what was done at once, and not polled yet */
-        n_waits = done == QW_STEP_WAITS && !due ? n_waits + 1 : 0;
+        n_waits = done == QW_STEP_WAITS && !due && somebody_reads(&w) ? n_waits + 1 : 0;
         if (n_waits > 1) FAIL(&w, "it waits for nothing");
-        if (done == QW_STEP_WAITS && due && fake_state_next_us(w.disk) > w.now_us) w.now_us = fake_state_next_us(w.disk);
+        check_readers(&w);
+        if (done == QW_STEP_WAITS) wait_a_while(&w, due);
         take_events(&w);
         qw_core_check(w.core);
         idle = w.n_rows == rows && done != QW_STEP_WAITS && !qw_core_idle(w.core) ? idle + 1 : 0;

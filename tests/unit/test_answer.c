@@ -108,9 +108,11 @@ static rig *rig_open(const options *o, bool parsed)
     rig *r = calloc(1, sizeof *r);
     qw_err err;
     assert_non_null(r);
-    assert_int_equal(qw_events_init(&r->events, &err), QW_OK);
+    assert_int_equal(qw_events_init(&r->events, QW_BACKLOG_MAX, &err), QW_OK);
     r->job = (qw_job){.id = 7, .user = r, .n_tokens = 5, .one_call = o->one_call, .ignore_eos = o->ignore_eos,
                       .max_tokens = o->max_tokens, .submitted_us = 1};
+    assert_int_equal(qw_feed_create(&r->job.feed, &err), QW_OK);
+    qw_events_open(&r->events, r->job.feed, r->job.id);
     if (o->stop) {
         r->stops[0] = strdup(o->stop);
         r->job.stop = r->stops;
@@ -127,6 +129,7 @@ static void rig_close(rig *r)
     qw_engine_answer_free(&r->answer);
     qw_parser_destroy(r->job.parser);
     qw_events_free(&r->events);
+    qw_feed_release(r->job.feed);
     free(r->stops[0]);
     free(r);
 }
@@ -172,7 +175,7 @@ static void see(rig *r, const qw_event *ev)
         close_piece(&r->line);
         r->ended = true;
         r->last = *ev;
-        if (ev->stop) snprintf(r->stop, sizeof r->stop, "%s", ev->stop);
+        snprintf(r->stop, sizeof r->stop, "%s", ev->stop);
     }
 }
 

@@ -133,7 +133,7 @@ static void take(answer *a, const qw_event *ev)
     a->timings = ev->timings;
     a->error = ev->error;
     assert_int_equal(ev->type == QW_EVENT_ERROR, ev->error.status != QW_OK);
-    if (ev->stop) snprintf(a->stop, sizeof a->stop, "%s", ev->stop);
+    snprintf(a->stop, sizeof a->stop, "%s", ev->stop);
 }
 
 /* Reads events of this request alone until its end. */
@@ -141,7 +141,7 @@ static void finish(qw_engine *e, answer *a)
 {
     qw_event ev;
     while (a->n_terminal == 0) {
-        assert_true(qw_poll(e, -1, &ev));
+        assert_true(qw_poll_request(e, a->id, -1, &ev));
         take(a, &ev);
     }
 }
@@ -396,31 +396,76 @@ static void test_conversation(void **state)
 
 /* ---- cancel ----------------------------------------------------------------------------------- */
 
-/* Nobody reads, so the engine comes to a halt inside the second request: the third certainly waits. */
+/* Cancelled before it begins. Answers that nobody reads pause, and give their lane to the next one. */
 static void test_cancel_queued(void **state)
 {
     (void)state;
     qw_model *m = open_model(Q4KM, false);
     qw_engine *e = open_serial(m, 0);
+    bool met = false;
+    for (uint64_t i = 0; i < TRIES && !met; i++) {
+        qw_request r = ids_request(few_ids, 7, 3000, i);
+        answer *a = new_answer(submit(e, &r)), *b = new_answer(submit(e, &r)), *c = new_answer(submit(e, &r));
+        qw_cancel(e, c->id);
+        finish_all(e, (answer *[]){a, b, c}, 3);
+        assert_int_equal(a->finish, QW_FINISH_LENGTH);
+        assert_int_equal(c->finish, QW_FINISH_CANCELLED);
+        assert_int_equal(c->usage.prompt_tokens, 7);
+        assert_int_equal(c->usage.completion_tokens, c->n_tokens);
+        met = c->usage.prefilled == 0;
+        if (met) assert_int_equal(c->n_tokens, 0);
+        assert_same(a, b);
+        /* the state is still that of b */
+        r = ids_request(few_ids, 7, 10, i);
+        answer *d = run(e, &r);
+        assert_int_equal(d->usage.cached_tokens, 6);
+        assert_memory_equal(d->tokens, a->tokens, 10 * sizeof *d->tokens);
+        free(a);
+        free(b);
+        free(c);
+        free(d);
+    }
+    assert_true(met);
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
+/* One lane, and an answer that nobody reads: others are answered meanwhile, and it still ends as it should. */
+static void test_unread(void **state)
+{
+    (void)state;
+    qw_model *m = open_model(Q4KM, false);
+    qw_engine *e = open_serial(m, 0);
     qw_request r = ids_request(few_ids, 7, 3000, 1);
-    answer *a = new_answer(submit(e, &r)), *b = new_answer(submit(e, &r)), *c = new_answer(submit(e, &r));
-    qw_cancel(e, c->id);
-    finish_all(e, (answer *[]){a, b, c}, 3);
-    assert_int_equal(a->finish, QW_FINISH_LENGTH);
-    assert_int_equal(c->finish, QW_FINISH_CANCELLED);
-    assert_int_equal(c->usage.prompt_tokens, 7);
-    assert_int_equal(c->usage.prefilled, 0);
-    assert_int_equal(c->usage.completion_tokens, 0);
-    assert_same(a, b);
-    /* the state is still that of b */
-    r = ids_request(few_ids, 7, 10, 1);
-    answer *d = run(e, &r);
-    assert_int_equal(d->usage.cached_tokens, 6);
-    assert_memory_equal(d->tokens, a->tokens, 10 * sizeof *d->tokens);
-    free(a);
-    free(b);
-    free(c);
-    free(d);
+    answer *whole = run(e, &r);
+    for (int round = 0; round < 3; round++) {
+        answer *a = new_answer(submit(e, &r));
+        for (uint64_t i = 0; i < 3; i++) {
+            qw_request other = ids_request(few_ids, 5, 600, i);
+            answer *b = run(e, &other); /* would never end if a held it up */
+            assert_int_equal(b->finish, QW_FINISH_LENGTH);
+            free(b);
+        }
+        if (round == 1) qw_cancel(e, a->id);
+        if (round == 2) {
+            qw_request late = r;
+            late.deadline_ms = 50;
+            answer *b = new_answer(submit(e, &late)); /* nobody reads this one either */
+            struct timespec t = {.tv_nsec = 400 * 1000000};
+            nanosleep(&t, NULL);
+            finish(e, b);
+            assert_int_equal(b->finish, QW_FINISH_DEADLINE);
+            assert_true(b->n_tokens < 600);
+            assert_memory_equal(b->tokens, whole->tokens, b->n_tokens * sizeof *b->tokens);
+            free(b);
+        }
+        finish(e, a);
+        assert_int_equal(a->finish, round == 1 ? QW_FINISH_CANCELLED : QW_FINISH_LENGTH);
+        if (round != 1) assert_same(a, whole);
+        else assert_true(a->n_tokens < 600);
+        free(a);
+    }
+    free(whole);
     qw_engine_destroy(e);
     qw_model_close(m);
 }
@@ -526,6 +571,75 @@ static void test_queue_full(void **state)
     qw_model_close(m);
 }
 
+/* What waits is bounded in tokens, too; a prompt that would wait alone is taken whatever its length. */
+static void test_queue_tokens(void **state)
+{
+    (void)state;
+    enum { PROMPT = 200 };
+    qw_model *m = open_model(Q4KM, false);
+    qw_engine *e = open_with(m, (qw_engine_options){.n_threads = 2, .n_parallel = 1, .queue_tokens_max = PROMPT + 7});
+    int32_t ids[PROMPT];
+    answer *answers[12];
+    size_t n = 0;
+    qw_err err = {0};
+    qw_status status = QW_OK;
+    fill_ids(ids, PROMPT, SEED);
+    qw_request large = ids_request(ids, PROMPT, 1000, 1), small = ids_request(few_ids, 7, 2, 1);
+    for (; n < 12; n++) { /* nobody reads, so none of them ends */
+        uint64_t id;
+        status = qw_submit(e, &large, &id, &err);
+        if (status != QW_OK) break;
+        answers[n] = new_answer(id);
+    }
+    assert_true(n >= 1 && n <= 3);
+    assert_int_equal(status, QW_E_BUSY);
+    assert_non_null(strstr(err.text, "with 200 more it would be above 207"));
+    for (size_t i = 0; i < n; i++) {
+        finish(e, answers[i]);
+        free(answers[i]);
+    }
+    answer *a = new_answer(submit(e, &large)), *b = new_answer(submit(e, &small)); /* together they just fit */
+    finish_all(e, (answer *[]){a, b}, 2);
+    free(a);
+    free(b);
+    qw_engine_destroy(e);
+    e = open_with(m, (qw_engine_options){.n_threads = 2, .queue_tokens_max = 1});
+    free(run(e, &large));
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
+/* Answers that ended and that nobody polls are bounded as well. */
+static void test_unread_answers(void **state)
+{
+    (void)state;
+    qw_model *m = open_model(Q4KM, false);
+    qw_engine *e = open_engine(m, 2, 128, 0);
+    qw_request r = ids_request(few_ids, 7, 1, 1);
+    uint64_t first = 0, id;
+    size_t n = 0;
+    qw_status status;
+    qw_err err = {0};
+    qw_event ev;
+    while ((status = qw_submit(e, &r, &id, &err)) == QW_OK || strstr(err.text, "are waiting")) {
+        if (status == QW_OK && n++ == 0) first = id;
+        assert_true(n < 1000);
+        struct timespec t = {.tv_nsec = 100000};
+        nanosleep(&t, NULL);
+    }
+    assert_int_equal(status, QW_E_BUSY);
+    assert_non_null(strstr(err.text, "answers have ended and wait to be polled"));
+    assert_true(atoi(err.text) >= 256 && n >= 256);
+    while (qw_poll_request(e, first, -1, &ev)) assert_int_equal(ev.request, first); /* until its end */
+    while (n > 1) {
+        assert_true(qw_poll(e, -1, &ev));
+        n -= qw_event_is_terminal(&ev);
+    }
+    free(run(e, &r));
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
 static void test_prompt_too_long(void **state)
 {
     (void)state;
@@ -611,12 +725,13 @@ static void test_bad_requests(void **state)
     const char *const too_long[] = {long_stop};
     const char *many[QW_STOP_MAX + 1];
     for (int i = 0; i <= QW_STOP_MAX; i++) many[i] = "x";
-    qw_request good = ids_request(few_ids, 3, 2, 1), bad[12];
-    static const char *const says[12] = {"token -1 at index 1", "token 512 at index 2", "the prompt is empty",
+    qw_request good = ids_request(few_ids, 3, 2, 1), bad[14];
+    static const char *const says[14] = {"token -1 at index 1", "token 512 at index 2", "the prompt is empty",
                                          "max_tokens", "temperature",
                                          "stop string 2", "stop string 1 has 257", "17 stop strings",
-                                         "messages is empty", "the prompt is empty", "kind of prompt", "logit_bias"};
-    for (int i = 0; i < 12; i++) bad[i] = good;
+                                         "messages is empty", "the prompt is empty", "kind of prompt", "logit_bias",
+                                         "deadline_ms is -1", "deadline_ms"};
+    for (int i = 0; i < 14; i++) bad[i] = good;
     bad[0].tokens = negative, bad[0].n_tokens = 2;
     bad[1].tokens = beyond, bad[1].n_tokens = 3;
     bad[2].n_tokens = 0;
@@ -630,7 +745,9 @@ static void test_bad_requests(void **state)
     bad[10].kind = (qw_prompt_kind)7;
     static const qw_logit_bias bias = {512, 1};
     bad[11].sampling.bias = &bias, bad[11].sampling.n_bias = 1;
-    for (int i = 0; i < 12; i++) {
+    bad[12].deadline_ms = -1;
+    bad[13].deadline_ms = INT64_MAX;
+    for (int i = 0; i < 14; i++) {
         uint64_t id = 77;
         qw_err err = {0};
         qw_event ev;
@@ -1049,7 +1166,9 @@ static void test_plan(void **state)
     assert_int_equal(qw_engine_plan(m, &o, &plan, &err), QW_OK);
     assert_int_equal(plan.context, 4096); /* the model's own */
     assert_true(plan.weights_bytes > 0 && plan.kv_bytes > 0 && plan.scratch_bytes > 0 && plan.available_bytes > 0);
-    assert_int_equal(plan.total_bytes, plan.weights_bytes + plan.packed_bytes + plan.kv_bytes + plan.scratch_bytes);
+    assert_int_equal(plan.total_bytes, plan.weights_bytes + plan.packed_bytes + plan.kv_bytes + plan.scratch_bytes +
+                                               plan.fixed_bytes);
+    assert_true(plan.fixed_bytes > 64 << 20); /* remembered answers alone */
     o.context = 2048;
     assert_int_equal(qw_engine_plan(m, &o, &half, &err), QW_OK);
     assert_int_equal(half.kv_bytes * 2, plan.kv_bytes);
@@ -1239,7 +1358,9 @@ int main(void)
         cmocka_unit_test(test_threads_agree),    cmocka_unit_test(test_prefix_reuse),
         cmocka_unit_test(test_conversation),     cmocka_unit_test(test_cancel_queued),
         cmocka_unit_test(test_cancel_prefill),   cmocka_unit_test(test_cancel_decode),
-        cmocka_unit_test(test_queue_full),       cmocka_unit_test(test_prompt_too_long),
+        cmocka_unit_test(test_unread),           cmocka_unit_test(test_unread_answers),
+        cmocka_unit_test(test_queue_full),       cmocka_unit_test(test_queue_tokens),
+        cmocka_unit_test(test_prompt_too_long),
         cmocka_unit_test(test_length_and_context), cmocka_unit_test(test_smallest_context),
         cmocka_unit_test(test_bad_requests),     cmocka_unit_test(test_stop_strings),
         cmocka_unit_test(test_end_token),        cmocka_unit_test(test_logit_bias),

@@ -93,7 +93,7 @@ static int teardown(void **state)
 
 /* ---- helpers ---------------------------------------------------------------------------------- */
 
-enum kind { SCHEMA, REGEX, EBNF, CALLS_JSON, CALLS_XML, CALLS_FREE };
+enum kind { SCHEMA, REGEX, EBNF, CALLS_JSON, CALLS_XML, CALLS_FREE, CALLS_ONE, CALLS_ONE_XML };
 
 static const char tools[] =
     "[{\"type\":\"function\",\"function\":{\"name\":\"get\",\"parameters\":{\"type\":\"object\",\"properties\":{"
@@ -103,8 +103,9 @@ static const char tools[] =
 static qw_status compile_n(enum kind kind, qw_text source, int64_t cpu_us, qw_grammar **g, qw_err *err)
 {
     qw_grammar_options options = {.cpu_us_max = cpu_us};
-    qw_grammar_calls calls = {.tools = source, .tokenizer = tokenizer, .xml_calls = kind == CALLS_XML,
-                              .required = kind != CALLS_FREE};
+    bool one = kind == CALLS_ONE || kind == CALLS_ONE_XML;
+    qw_grammar_calls calls = {.tools = source, .tokenizer = tokenizer, .xml_calls = kind == CALLS_XML || kind == CALLS_ONE_XML,
+                              .required = kind != CALLS_FREE, .one = one};
     *g = NULL;
     switch (kind) {
     case SCHEMA: return qw_grammar_schema(source, &options, g, err);
@@ -481,6 +482,42 @@ static void test_ends(void **state)
     destroy(g, m);
 }
 
+/* Random tokens that never end while anything else may come: calls are bounded, and then nothing but the end may come. */
+static void test_call_count(void **state)
+{
+    static const char short_tools[] =
+        "[{\"function\":{\"name\":\"get\",\"parameters\":{\"type\":\"object\",\"properties\":{\"n\":{\"type\":\"integer\"}}}}},"
+        "{\"function\":{\"name\":\"now\"}}]";
+    static const struct {
+        enum kind kind;
+        int n_calls;
+    } rows[] = {{CALLS_JSON, QW_GRAMMAR_CALLS_MAX}, {CALLS_XML, QW_GRAMMAR_CALLS_MAX}, {CALLS_FREE, QW_GRAMMAR_CALLS_MAX},
+                {CALLS_ONE, 1}, {CALLS_ONE_XML, 1}};
+    uint32_t bits[N_WORDS];
+    qw_masker *w;
+    (void)state;
+    assert_int_equal(qw_masker_create(trie, 256, &w, NULL), QW_OK);
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        qw_grammar *g = compile(rows[i].kind, short_tools);
+        for (uint64_t seed = 1; seed <= 10; seed++) {
+            qw_matcher *m = matcher_of(g);
+            int n_calls = 0, n_tokens = 0;
+            random_state = seed * 0x9E3779B97F4A7C15u + i;
+            for (int32_t id = 0; id != ID_END; n_tokens++) {
+                assert_true(n_tokens < 100000);
+                qw_masker_fill(w, m, bits);
+                id = random_token(bits);
+                n_calls += id == ID_CALL;
+                assert_int_equal(qw_matcher_advance(m, id, NULL), QW_OK);
+            }
+            assert_int_equal(n_calls, rows[i].n_calls);
+            qw_matcher_destroy(m);
+        }
+        qw_grammar_destroy(g);
+    }
+    qw_masker_destroy(w);
+}
+
 /* A token that does not fit changes nothing, and a copy is a place to go back to. */
 static void test_back(void **state)
 {
@@ -798,6 +835,7 @@ int main(void)
         cmocka_unit_test(test_values),     cmocka_unit_test(test_strings),        cmocka_unit_test(test_containers),
         cmocka_unit_test(test_white_space), cmocka_unit_test(test_regex),         cmocka_unit_test(test_ebnf),
         cmocka_unit_test(test_calls),      cmocka_unit_test(test_masks),          cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_call_count),
         cmocka_unit_test(test_back),       cmocka_unit_test(test_known_keys),
         cmocka_unit_test(test_forced),         cmocka_unit_test(test_after_thinking),
         cmocka_unit_test(test_depth),      cmocka_unit_test(test_many_keys),      cmocka_unit_test(test_ambiguous),

@@ -177,7 +177,9 @@ static kept *answer(talk *t, const int32_t *ids, size_t n, qw_finish finish, con
     qw_event ev;
     qw_err err;
     if (stop) snprintf(word, sizeof word, "%s", stop);
-    assert_int_equal(qw_events_init(&events, &err), QW_OK);
+    assert_int_equal(qw_events_init(&events, QW_BACKLOG_MAX, &err), QW_OK);
+    assert_int_equal(qw_feed_create(&job.feed, &err), QW_OK);
+    qw_events_open(&events, job.feed, job.id);
     assert_int_equal(qw_parser_create(&o, &job.parser, &err), QW_OK);
     assert_int_equal(qw_memory_begin(t->memory, t->owner, t->place, qw_text_of(t->lead), &job.said, &err), QW_OK);
     qw_engine_answer_begin(&a, &job, tokenizer, &events);
@@ -198,6 +200,7 @@ static kept *answer(talk *t, const int32_t *ids, size_t n, qw_finish finish, con
     qw_parser_destroy(job.parser);
     qw_memory_release(job.said);
     qw_events_free(&events);
+    qw_feed_release(job.feed);
     return k;
 }
 
@@ -394,6 +397,83 @@ static void test_dropped_thinking(void **state)
         qw_tokens_free(&ids);
         qw_tokens_free(&said);
         close_talk(t);
+    }
+}
+
+/* Tokens that a and b begin with. */
+static size_t n_common(const qw_tokens *a, const qw_tokens *b)
+{
+    size_t n = 0;
+    while (n < a->n && n < b->n && a->ids[n] == b->ids[n]) n++;
+    return n;
+}
+
+/* An answer, and a message of this role after it. True: the next prompt begins with all that was said. False: the two part
+ * where the answer begins, and what was said without the thinking comes next in its own tokens: that much is computed again. */
+static bool continues(qw_chat_format format, qw_chat_options options, const char *role)
+{
+    talk *t = talk_open(format, open_memory(QW_MEMORY_BYTES_MAX), "me");
+    static const char call[] = "<tool_call>\n{\"name\": \"weather\", \"arguments\": {\"place\": \"aa\"}}\n</tool_call>";
+    static const char xml_call[] = "<tool_call>\n<function=weather>\n<parameter=place>\naa\n</parameter>\n</function>\n</tool_call>";
+    qw_tokens said = {0}, lead = {0}, ids = {0};
+    qw_err err;
+    static char text[1 << 16];
+    bool tool = strcmp(role, "tool") == 0;
+    t->options = options;
+    add_message(t, "user", "hello");
+    begin_prompt(t);
+    assert_int_equal(qw_tokenizer_encode(tokenizer, t->lead, strlen(t->lead), true, &lead, &err), QW_OK);
+    bool thinks = t->in_thinking || (qw_chat_thinks(format, &options) && !*t->lead);
+    if (thinks) cut(t->in_thinking ? "abc\n</think>\n\n" : "<think>\nabc\n</think>\n\n", &said);
+    size_t n_thought = said.n;
+    cut(!tool ? "hello a.a" : qw_chat_format_traits(format).xml_calls ? xml_call : call, &said);
+    answer(t, said.ids, said.n, QW_FINISH_STOP, NULL);
+    add_message(t, role, "\n42");
+    render(t, true, &ids, text, sizeof text);
+    bool all = begins_with(&ids, &t->prompt);
+    size_t common = n_common(&ids, &t->prompt), n_answer = said.n - n_thought;
+    if (!all) {
+        assert_int_equal(common, t->n_prompt - lead.n);
+        assert_true(ids.n >= common + n_answer);
+        assert_memory_equal(ids.ids + common, said.ids + n_thought, n_answer * sizeof *ids.ids);
+    }
+    qw_tokens_free(&said);
+    qw_tokens_free(&lead);
+    qw_tokens_free(&ids);
+    close_talk(t);
+    return all;
+}
+
+/* The table of docs/engine-memory.md: what each template shows again of an answer, when the user asks on and in a tool loop. */
+static void test_what_is_shown_again(void **state)
+{
+    static const qw_chat_options on = {0}, off = {.thinking = QW_SWITCH_OFF};
+    static const qw_chat_options keeps = {.preserve_thinking = QW_SWITCH_ON};
+    static const qw_chat_options keeps_off = {.preserve_thinking = QW_SWITCH_ON, .thinking = QW_SWITCH_OFF};
+    static const struct {
+        qw_chat_format format;
+        const qw_chat_options *options;
+        bool asks, tools; /* continues */
+    } rows[] = {
+        {QW_CHAT_QWEN25, &on, true, true},         {QW_CHAT_QWEN25_MATH, &on, true, true},
+        {QW_CHAT_QWEN25_1M, &on, true, true},      {QW_CHAT_QWEN3_INSTRUCT, &on, true, true},
+        {QW_CHAT_QWEN3_SPLITS, &on, true, true},   {QW_CHAT_QWEN3_CODER, &on, true, true},
+        {QW_CHAT_QWEN3_CODER_NEXT, &on, true, true},
+        {QW_CHAT_QWQ, &on, false, false},          {QW_CHAT_QWQ_LAST, &on, false, false},
+        {QW_CHAT_QWEN3, &on, false, true},         {QW_CHAT_QWEN3, &off, false, false},
+        {QW_CHAT_QWEN3_THINKING, &on, false, true},
+        {QW_CHAT_QWEN35, &on, false, true},        {QW_CHAT_QWEN35, &off, false, true},
+        {QW_CHAT_QWEN36, &on, false, true},        {QW_CHAT_QWEN36, &off, false, true},
+        {QW_CHAT_QWEN36, &keeps, true, true},      {QW_CHAT_QWEN36, &keeps_off, true, true},
+        {QW_CHAT_QWEN38, &on, true, true},         {QW_CHAT_QWEN38, &off, true, true},
+        {QW_CHAT_QWEN38_MAX, &on, true, true},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        random_state = SEED + i;
+        bool asks = continues(rows[i].format, *rows[i].options, "user"), tools = continues(rows[i].format, *rows[i].options, "tool");
+        if (asks != rows[i].asks || tools != rows[i].tools)
+            fail_msg("row %zu, %s: asked on %d, in a tool loop %d", i, qw_chat_format_name(rows[i].format), asks, tools);
     }
 }
 
@@ -694,6 +774,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_turns),     cmocka_unit_test(test_dropped_thinking),
+        cmocka_unit_test(test_what_is_shown_again),
         cmocka_unit_test(test_edited),    cmocka_unit_test(test_any_tokens),
         cmocka_unit_test(test_not_whole),
         cmocka_unit_test(test_owners_and_places), cmocka_unit_test(test_order),

@@ -100,6 +100,41 @@ static void test_dial(void **state)
     assert_int_equal(qw_dial_of(QW_CHAT_QWEN3, &raw).tokens_max, 0);
 }
 
+/* What an answer is told to have been allowed, in every kind of format. */
+static void test_in_force(void **state)
+{
+    static const struct {
+        qw_chat_format format;
+        qw_chat_options chat;
+        int64_t budget;
+        qw_thinking_use want;
+    } rows[] = {
+        {QW_CHAT_QWEN25, {.thinking = QW_SWITCH_ON, .effort = QW_EFFORT_LOW}, 9, {0}},
+        {QW_CHAT_QWEN3_INSTRUCT, {0}, 0, {0}},
+        {QW_CHAT_QWEN3_CODER, {.thinking = QW_SWITCH_ON}, 0, {0}},
+        {QW_CHAT_QWQ, {.thinking = QW_SWITCH_OFF}, 0, {.on = true}}, /* it cannot be switched off, */
+        {QW_CHAT_QWQ, {.thinking = QW_SWITCH_OFF}, 1, {.on = true, .tokens_max = 1}}, /* but closed at once */
+        {QW_CHAT_QWEN3_THINKING, {.effort = QW_EFFORT_MEDIUM}, 0, {.on = true, .tokens_max = QW_MEDIUM_EFFORT_TOKENS}},
+        {QW_CHAT_QWEN3, {0}, 0, {.on = true}},
+        {QW_CHAT_QWEN3, {.thinking = QW_SWITCH_OFF, .effort = QW_EFFORT_LOW}, 5, {0}},
+        {QW_CHAT_QWEN35, {.effort = QW_EFFORT_LOW}, 0, {.on = true, .tokens_max = QW_LOW_EFFORT_TOKENS}},
+        {QW_CHAT_QWEN36, {.effort = QW_EFFORT_XHIGH}, 7, {.on = true, .tokens_max = 7}},
+        {QW_CHAT_QWEN38, {0}, 0, {.on = true, .effort = QW_EFFORT_XHIGH}}, /* the template's own */
+        {QW_CHAT_QWEN38, {.effort = QW_EFFORT_MEDIUM}, 7, {.on = true, .tokens_max = 7, .effort = QW_EFFORT_MEDIUM}},
+        {QW_CHAT_QWEN38, {.thinking = QW_SWITCH_OFF, .effort = QW_EFFORT_LOW}, 0, {0}},
+        {QW_CHAT_QWEN38_MAX, {.thinking = QW_SWITCH_OFF}, 1, {.on = true, .tokens_max = 1, .effort = QW_EFFORT_XHIGH}},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
+        const qw_request r = {.chat = rows[i].chat, .thinking_tokens_max = rows[i].budget};
+        qw_thinking_use got = qw_dial_use(rows[i].format, &r), want = rows[i].want;
+        if (got.on == want.on && got.tokens_max == want.tokens_max && got.effort == want.effort) continue;
+        fail_msg("row %zu: %d, %lld, %d", i, got.on, (long long)got.tokens_max, (int)got.effort);
+    }
+    const qw_request raw = {.kind = QW_PROMPT_RAW, .thinking_tokens_max = 5};
+    assert_false(qw_dial_use(QW_CHAT_QWEN3, &raw).on);
+}
+
 /* ---- in an answer --------------------------------------------------------------------------------- */
 
 typedef struct said {
@@ -128,7 +163,9 @@ static said *play(const char *script, int64_t tokens_max, bool loops)
     qw_err err;
     said *s = calloc(1, sizeof *s);
     assert_non_null(s);
-    assert_int_equal(qw_events_init(&events, &err), QW_OK);
+    assert_int_equal(qw_events_init(&events, QW_BACKLOG_MAX, &err), QW_OK);
+    assert_int_equal(qw_feed_create(&job.feed, &err), QW_OK);
+    qw_events_open(&events, job.feed, job.id);
     assert_int_equal(qw_parser_create(&o, &job.parser, &err), QW_OK);
     if (loops) assert_int_equal(qw_loops_create(&job.loops, &err), QW_OK);
     qw_engine_answer_begin(&a, &job, tokenizer, &events);
@@ -149,6 +186,7 @@ static said *play(const char *script, int64_t tokens_max, bool loops)
     qw_parser_destroy(job.parser);
     qw_loops_destroy(job.loops);
     qw_events_free(&events);
+    qw_feed_release(job.feed);
     return s;
 }
 
@@ -254,7 +292,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_budget),   cmocka_unit_test(test_end_is_caught),    cmocka_unit_test(test_left_alone),
-        cmocka_unit_test(test_dial),      cmocka_unit_test(test_answers),  cmocka_unit_test(test_loop_ends_answer), cmocka_unit_test(test_loops),
+        cmocka_unit_test(test_dial),      cmocka_unit_test(test_in_force),
+        cmocka_unit_test(test_answers),  cmocka_unit_test(test_loop_ends_answer), cmocka_unit_test(test_loops),
         cmocka_unit_test(test_no_loops), cmocka_unit_test(test_loops_by_rule),
     };
     qw_err err;

@@ -65,8 +65,8 @@ def measure(engine, name, options):
     times = {"with": [], "without": []}
     for run in range(options.runs):
         for side in asking.turns(list(times), run):
-            more = {"schema": schema} if side == "with" else {}
-            got = engine.ask(prompt=prompt, max_tokens=options.tokens, temperature=0.7, seed=run + 1, ignore_eos=True, **more)
+            more = {"schema": schema} if side == "with" else {"ignore_eos": True}
+            got = engine.ask(prompt=prompt, max_tokens=options.tokens, temperature=0.7, seed=run + 1, **more)
             if len(got["tokens"]) != options.tokens:
                 fail(f"{name}: an answer {side} the schema ended after {len(got['tokens'])} tokens")
             times[side].append(got["decode_us"])

@@ -6,9 +6,10 @@
 
 Every group of the official JSON-Schema-Test-Suite (grammar.py fetches it) whose schema is supported is asked for in turn, with
 another seed each time, until there are so many outputs (1000), at temperature 1, several streams at a time. The prompt shows
-the schema and, as clients do, an example: one of the suite's instances that are valid. Each output must be whole, JSON without a key twice, and valid, formats included; one that is cut by the limit of
-tokens, or stopped because it said the same for ever, counts as invalid. What is not supported must be refused by name.
-Minutes; `make constrained` runs it with the default model. Prints one line per failure and `N passed, M failed`.
+the schema and, as clients do, an example: one of the suite's instances that are valid. Each output must be whole, JSON
+without a key twice, and valid, formats included; one that is cut by the limit of tokens, or stopped because it said the same
+for ever, counts as invalid. What is not supported must be refused by name. Minutes; `make constrained` runs it with the
+default model. Prints one line per failure and `N passed, M failed`.
 """
 import argparse
 import concurrent.futures
@@ -21,8 +22,9 @@ import grammar
 from grammar import common
 
 sys.path.insert(0, os.path.join(common.ROOT, "tests", "clients"))
-from service import Service  # noqa: E402
+from service import Reader, Service, http_request  # noqa: E402
 
+ANSWER_SECONDS = 1800  # one that is cut may take long, among others
 SHOWN_MAX = 600  # characters of a schema or an example in the prompt
 
 
@@ -43,7 +45,10 @@ def request_of(group, seed, max_tokens):
 
 def ask(service, group, seed, max_tokens):
     """(text, or None when it was cut; tokens; None), or (None, 0, why the schema is refused)."""
-    reply = service.request("POST", "/v1/chat/completions", request_of(group, seed, max_tokens))
+    with service.connect() as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        connection.sendall(http_request("POST", "/v1/chat/completions", request_of(group, seed, max_tokens)))
+        reply = Reader(connection).reply("POST")
     if reply.status == 400:
         return None, 0, reply.error()["message"]
     if reply.status != 200:

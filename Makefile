@@ -66,13 +66,14 @@ ISA_CAP  := $(BUILD)/tests/unit/isa_cap.o
 CAPPED   := $(ISA_QW) $(addprefix $(BUILD)/tests/,test_bits test_engine test_forward test_weights)
 LIMITS   := $(BUILD)/bench/limits
 STATE    := $(BUILD)/bench/state
+ASK      := $(BUILD)/bench/ask
 SIM      := $(BUILD)/tests/sim/sim
 DRAFTS   := $(BUILD)/tests/drafts/drafts
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
 .PHONY: all chat test tests sim drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
-        bench-state peers clean help
+        bench-state bench-masks peers users speculation constrained clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
 all: $(BUILD)/qw
@@ -93,7 +94,7 @@ test:
 	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ISA),--isa $(ISA)) $(if $(ONLY),--only $(ONLY))
 
 ## tests: build the test programs without running them
-tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(SIM) $(DRAFTS)
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(ASK) $(SIM) $(DRAFTS)
 
 ## checkasm-aarch64: the checks of the kernels for AArch64, cross-compiled (they run under qemu-aarch64)
 checkasm-aarch64:
@@ -144,11 +145,33 @@ bench-state: $(STATE)
 bench-kernels: $(CHECKASM)
 	@$(CHECKASM) --bench
 
-## peers: the same table beside llama.cpp in one run (compiles it first, many minutes)
+## bench-masks: what a JSON schema costs decoding (MODEL=name for another; minutes)
+bench-masks: all $(ASK)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 bench/masks.py --qw $(BUILD)/qw --ask $(ASK) --model $(MODEL)
+
+## peers: the same table beside llama.cpp in one run (compiles it first, many minutes; LLAMA_SERVER=PATH: its server, too)
 peers: all $(LIMITS)
 	@scripts/setup test </dev/null >&2
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
-	@python3 bench/peers.py --qw $(BUILD)/qw --limits $(LIMITS) --model $(MODEL) --settle 20 --all
+	@python3 bench/peers.py --qw $(BUILD)/qw --limits $(LIMITS) --model $(MODEL) --settle 20 --all \
+	    $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER))
+
+## users: many streams at once, and a new request among them (MODEL=name; LLAMA_SERVER=PATH: beside llama.cpp's server)
+users: all
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 bench/users.py --qw $(BUILD)/qw --model $(MODEL) $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER))
+
+## speculation: what guesses gain by kind of prompt, and that answers stay the same (MODEL=name; many minutes)
+speculation: all $(ASK)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@python3 bench/speculation.py --qw $(BUILD)/qw --ask $(ASK) --model $(MODEL)
+
+## constrained: 1000 outputs of a real model by the schemas of the official suite, judged by jsonschema (minutes)
+constrained: all
+	@scripts/setup test </dev/null >&2
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@$$(python3 scripts/venv.py test) tests/parity/constrained.py --qw $(BUILD)/qw --model $(MODEL)
 
 ## sim: the engine on a fake model and a fake clock, from seeds (SEEDS=10000 BASE=1)
 sim: $(SIM)
@@ -196,6 +219,11 @@ $(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(DRAFTS): $(call obj,$(wildcard tests/drafts/*.c)) $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+# Which sources of guesses there are is for it to choose.
+$(ASK): LDFLAGS_ALL += -Wl,--wrap=qw_drafts_create
+$(ASK): $(call obj,bench/ask.c) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(STATE): $(call obj,bench/state.c) $(BUILD)/libqw.a

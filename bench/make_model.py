@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
 """Random models of real shapes, for measuring: speed does not depend on what the weights say.
 
-Use:   build/venv/test/bin/python bench/make_model.py SHAPE [--out build/bench-models] [--layers N]
+Use:   build/venv/test/bin/python bench/make_model.py SHAPE [--out build/bench-models] [--layers N] [--words FILE.gguf]
 
 SHAPE is a row of SHAPES below: the family, its sizes, and which tensors have more bits, as files named Q4_K_M do. Blocks are
 random bytes with scales that keep activations near 1; norms are 1, and the router's random rows spread tokens over all
-experts. The vocabulary is one that the loaders of qw and of llama.cpp accept; its tokens mean nothing. Written as a
-stream, a tensor at a time; the same shape gives the same file (the seed is printed). Needs the packages gguf and numpy.
+experts. The vocabulary is one that the loaders of qw and of llama.cpp accept; its tokens mean nothing. With --words it is
+that of another model, chat template included, so that the model can be served and a prompt has as many tokens as it has
+elsewhere; the answers are nonsense all the same. Written as a stream, a tensor at a time; the same shape gives the same file
+(the seed is printed). Needs the packages gguf and numpy.
 """
 
 import argparse
@@ -16,7 +18,7 @@ import gguf
 import numpy as np
 
 SEED = 20261128
-NORMAL, CONTROL = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL
+NORMAL, CONTROL, UNUSED = gguf.TokenType.NORMAL, gguf.TokenType.CONTROL, gguf.TokenType.UNUSED
 
 # Per block format: where d and dmin (both f16) lie in its bytes, dmin / d that puts the mean near zero, and the standard
 # deviation of a weight when d is 1.
@@ -160,11 +162,30 @@ def add_vocabulary(writer, n):
     writer.add_eos_token_id(n - 1)
 
 
-def write(path, name, shape):
+def add_words(writer, n, path):
+    """The vocabulary and the chat template of another model; what is left of n rows is never used."""
+    of = {key.removeprefix("tokenizer."): field.contents() for key, field in gguf.GGUFReader(path).fields.items()
+          if key.startswith("tokenizer.")}
+    n_padding = n - len(of["ggml.tokens"])
+    if n_padding < 0:
+        raise SystemExit(f"make_model: {path} has {len(of['ggml.tokens'])} tokens, this shape has room for {n}")
+    writer.add_tokenizer_model(of["ggml.model"])
+    writer.add_tokenizer_pre(of["ggml.pre"])
+    writer.add_token_list(of["ggml.tokens"] + [f"[PAD{i}]" for i in range(n_padding)])
+    writer.add_token_types(of["ggml.token_type"] + [UNUSED] * n_padding)
+    writer.add_token_merges(of["ggml.merges"])
+    writer.add_eos_token_id(of["ggml.eos_token_id"])
+    writer.add_chat_template(of["chat_template"])
+
+
+def write(path, name, shape, words):
     """The file, under its own name only when it is whole."""
     writer = gguf.GGUFWriter(path + ".part", shape["arch"], use_temp_file=False)
     add_header(writer, name, shape)
-    add_vocabulary(writer, shape["vocabulary"])
+    if words:
+        add_words(writer, shape["vocabulary"], words)
+    else:
+        add_vocabulary(writer, shape["vocabulary"])
     tensors = list(tensors_of(shape))
     for tensor, dims, kind in tensors:
         if kind in BLOCKS:
@@ -189,12 +210,14 @@ def main():
     parser.add_argument("shape", choices=sorted(SHAPES))
     parser.add_argument("--out", default=os.path.join(os.path.dirname(__file__), "..", "build", "bench-models"))
     parser.add_argument("--layers", type=int, help="fewer than the shape has")
+    parser.add_argument("--words", metavar="FILE.gguf", help="a model whose vocabulary and chat template it gets")
     options = parser.parse_args()
     shape = dict(SHAPES[options.shape])
     shape["layers"] = options.layers or shape["layers"]
     os.makedirs(options.out, exist_ok=True)
-    path = os.path.normpath(os.path.join(options.out, f"{options.shape}-{shape['layers']}.gguf"))
-    write(path, options.shape, shape)
+    name = f"{options.shape}-{shape['layers']}{'-words' if options.words else ''}.gguf"
+    path = os.path.normpath(os.path.join(options.out, name))
+    write(path, options.shape, shape, options.words)
     print(f"{path}: {os.path.getsize(path) / 1e9:.2f} GB, seed {SEED}")
 
 

@@ -4,7 +4,7 @@
 Use:   bench/peers.py --model NAME|FILE.gguf --all
        bench/peers.py --model NAME|FILE.gguf [-p 512] [-n 64] [--depth 0] [--streams 1] [--start] [--runs 5]
                       [--qw build/qw | --qw none] [--threads N] [--settle S] [--json FILE]
-                      [--llama-bench PATH] [--ik-bench PATH] [--ik-args "-rtr 1 -fmoe 1"]
+                      [--llama-bench PATH] [--ik-bench PATH] [--ik-args "-rtr 1 -fmoe 1"] [--llama-server PATH]
 
 --all measures the whole table: prefill of 512 and 2048 tokens, decode, decode after 4096 tokens, 8 streams together,
 start to first token, peak memory. Without it -p, -n, --depth and --streams take lists with commas; -p 0 or -n 0 leaves
@@ -21,6 +21,10 @@ Python). --settle S waits before every sample, at most S seconds, until the rest
 sample again, at most twice, when others used more than a tenth of a core meanwhile or the read bandwidth moved by more
 than an eighth.
 
+With --llama-server (llama.cpp's server) two further tables follow, each of a program of its own: what the turns of a
+conversation compute (bench/turns.py), and what many users at once get (bench/users.py, whose goals count for the exit code
+as the promise of turns.py does). -p 0 -n 0 leaves those two alone.
+
 Printed: the machine, its limits (bench/limits.c), then per test the median of each engine with min..max, qw's ratio to
 each peer, how many cores other processes kept busy meanwhile (above 0.1 the numbers are disturbed), and the share of
 what the machine allowed, measured before and after every sample. The result is also one line in
@@ -29,6 +33,7 @@ build/bench/results.jsonl (--json: another file). Exit code 0 when every sample 
 
 import argparse
 import os
+import subprocess
 import sys
 
 import common
@@ -55,11 +60,14 @@ def parse():
     parser.add_argument("--llama-args", default="", help="further arguments for --llama-bench")
     parser.add_argument("--ik-bench", metavar="PATH")
     parser.add_argument("--ik-args", default="", help="further arguments for --ik-bench")
+    parser.add_argument("--llama-server", metavar="PATH", help="also the tables of bench/turns.py and bench/users.py")
     parser.add_argument("--limits", metavar="PATH", help="the built bench/limits.c (made when not given)")
     parser.add_argument("--json", default=results.RESULTS, metavar="FILE", help="append the result to this file")
     options = parser.parse_args()
     if options.qw != "none" and not (options.qw.split() and os.access(options.qw.split()[-1], os.R_OK)):
         common.fail(f"no such program: {options.qw} (build it first, or --qw none)")
+    if options.llama_server and (options.qw == "none" or not os.access(options.llama_server, os.X_OK)):
+        common.fail(f"no such program: {options.llama_server}" if options.qw != "none" else "--llama-server needs qw")
     if options.threads < 1 or (options.runs is not None and options.runs < 1):
         common.fail("--threads and --runs start at 1")
     return options
@@ -97,10 +105,21 @@ def chosen_engines(options, path):
     return engines
 
 
-def main():
-    options = parse()
+def with_servers(options):
+    """The tables beside llama.cpp's server; true when both programs end well."""
+    good = True
+    for program in ("turns.py", "users.py"):
+        print(f"\n{program}", flush=True)
+        done = subprocess.run([sys.executable, os.path.join(common.HERE, program), "--model", options.model, "--qw", options.qw,
+                               "--llama-server", options.llama_server, "--threads", str(options.threads)])
+        good = good and done.returncode == 0
+    return good
+
+
+def compare(options, tests):
+    """The table of single processes; true when every sample succeeded."""
     model = common.find_model(options.qw, options.model)
-    engines, tests = chosen_engines(options, model["path"]), chosen_tests(options)
+    engines = chosen_engines(options, model["path"])
     limits = common.Limits(options.limits, options.threads)
     common.read_model(model)
     lines = limits.measure()
@@ -109,6 +128,17 @@ def main():
     results.append(options.json, found)
     results.print_head(found)
     results.print_table(found)
+    return good
+
+
+def main():
+    options = parse()
+    tests = chosen_tests(options)
+    if not tests and not options.llama_server:
+        common.fail("nothing to measure")
+    good = compare(options, tests) if tests else True
+    if options.llama_server:
+        good = with_servers(options) and good
     sys.exit(0 if good else 1)
 
 

@@ -22,17 +22,13 @@ costs at most one message more. Thinking is switched off. Exit code 0 when qw ke
 import argparse
 import json
 import os
-import shutil
 import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from common import fail, find_model, machine, say  # noqa: E402
+import servers
+from common import fail, find_model, machine, say
 
 
 def system_prompt(words):
@@ -47,65 +43,32 @@ def system_prompt(words):
     return "\n".join(lines)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-class Server:
-    """A server process on loopback that can be restarted."""
-
-    def __init__(self, name, command, ready):
-        self.name, self.command, self.ready, self.process, self.port = name, command, ready, None, 0
-
-    def start(self):
-        self.port = free_port()
-        self.process = subprocess.Popen(self.command(self.port), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                                        stderr=subprocess.DEVNULL)
-        for _ in range(600):
-            if self.process.poll() is not None:
-                fail(f"{self.name} ended with {self.process.returncode} while it started")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{self.ready}", timeout=5) as reply:
-                    if reply.status == 200:
-                        return
-            except OSError:
-                time.sleep(0.1)
-        fail(f"{self.name} does not answer")
-
-    def stop(self, how=signal.SIGTERM):
-        if self.process is not None:
-            self.process.send_signal(how)
-            self.process.wait()
-            self.process = None
-
-    def ask(self, messages, n_tokens):
-        """(answer, prompt tokens, of them computed, of them known before, tokens of the answer, seconds until the first)"""
-        body = {"model": "default", "messages": messages, "max_tokens": n_tokens, "temperature": 0, "stream": True,
-                "stream_options": {"include_usage": True}, "cache_prompt": True,
-                "chat_template_kwargs": {"enable_thinking": False}}
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/v1/chat/completions", json.dumps(body).encode(),
-                                         {"Content-Type": "application/json"})
-        begun, first, text, usage, timings, known = time.monotonic(), None, "", None, None, None
-        with urllib.request.urlopen(request, timeout=3600) as reply:
-            for line in reply:
-                if not line.startswith(b"data: {"):
-                    continue
-                chunk = json.loads(line[6:])
-                if "error" in chunk:
-                    fail(f"{self.name}: {chunk['error']}")
-                usage, timings = chunk.get("usage") or usage, chunk.get("timings") or timings
-                known = chunk["qw_cache"]["same_as_known"]["tokens"] if "qw_cache" in chunk else known
-                for choice in chunk["choices"]:
-                    piece = choice["delta"].get("content")
-                    if piece:
-                        first = first or time.monotonic() - begun
-                        text += piece
-        n = usage["prompt_tokens"]
-        reused = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
-        computed = timings["prompt_n"] if timings else n - reused
-        return text, n, computed, known, usage["completion_tokens"], first or time.monotonic() - begun
+def ask(server, messages, n_tokens):
+    """(answer, prompt tokens, of them computed, of them known before, tokens of the answer, seconds until the first)"""
+    body = {"model": "default", "messages": messages, "max_tokens": n_tokens, "temperature": 0, "stream": True,
+            "stream_options": {"include_usage": True}, "cache_prompt": True,
+            "chat_template_kwargs": {"enable_thinking": False}}
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}/v1/chat/completions", json.dumps(body).encode(),
+                                     {"Content-Type": "application/json"})
+    begun, first, text, usage, timings, known = time.monotonic(), None, "", None, None, None
+    with urllib.request.urlopen(request, timeout=3600) as reply:
+        for line in reply:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = json.loads(line[6:])
+            if "error" in chunk:
+                fail(f"{server.name}: {chunk['error']}")
+            usage, timings = chunk.get("usage") or usage, chunk.get("timings") or timings
+            known = chunk["qw_cache"]["same_as_known"]["tokens"] if "qw_cache" in chunk else known
+            for choice in chunk["choices"]:
+                piece = choice["delta"].get("content")
+                if piece:
+                    first = first or time.monotonic() - begun
+                    text += piece
+    n = usage["prompt_tokens"]
+    reused = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    computed = timings["prompt_n"] if timings else n - reused
+    return text, n, computed, known, usage["completion_tokens"], first or time.monotonic() - begun
 
 
 def plan(turns):
@@ -128,7 +91,7 @@ def converse(server, options):
             server.stop(signal.SIGKILL)
             server.start()
         elif action == "side request":
-            server.ask([{"role": "user", "content": "Find a title of three words for a talk about a library."}], 8)
+            ask(server, [{"role": "user", "content": "Find a title of three words for a talk about a library."}], 8)
         if action == "edit" and len(history) > 3:
             history = history[:-2]  # the last question and its answer go
         if action == "again" and len(history) > 2:
@@ -136,7 +99,7 @@ def converse(server, options):
         else:
             history.append({"role": "user", "content": f"Question {turn}{' again' if action == 'edit' else ''}: where do I bring "
                             f"the {['maps', 'novels', 'letters'][turn % 3]} from shelf {turn * 13 % 97}?"})
-        text, n, computed, known, n_answer, first = server.ask(history, options.answer_tokens)
+        text, n, computed, known, n_answer, first = ask(server, history, options.answer_tokens)
         rows.append({"turn": turn, "action": action, "tokens": n, "computed": computed, "first_s": first,
                      "added": None if before is None else n - before, "known": known})
         before = n + n_answer - 1
@@ -172,23 +135,19 @@ def main():
     parser.add_argument("--json")
     options = parser.parse_args()
     path = find_model(options.qw, options.model)["path"]
-    home = tempfile.mkdtemp(prefix="qw-turns-")
-    os.environ["QW_HOME"] = home
-    threads = str(options.threads)
-    servers = [Server("qw", lambda port: [options.qw, "serve", "-m", path, "--port", str(port), "-t", threads], "/health")]
+    compared = [servers.qw_server("qw", options.qw, path, options.threads)]
     if options.llama_server:
-        servers.append(Server("llama-server", lambda port: [options.llama_server, "-m", path, "--port", str(port), "-t", threads,
-                                                            "-c", "16384", "-np", "1"], "/health"))
+        compared.append(servers.llama_server(options.llama_server, path, options.threads, 1, 16384))
     results = {}
-    try:
-        for server in servers:
-            server.start()
-            results[server.name] = converse(server, options)
-            server.stop()
-    finally:
-        for server in servers:
-            server.stop(signal.SIGKILL)
-        shutil.rmtree(home, ignore_errors=True)
+    with servers.Home():
+        try:
+            for server in compared:
+                server.start()
+                results[server.name] = converse(server, options)
+                server.stop()
+        finally:
+            for server in compared:
+                server.stop(signal.SIGKILL)
     facts = machine()
     print(f"machine  {facts['cpu']}, {facts['cores']} cores, {facts['system']}")
     print(f"model    {os.path.basename(path)}, {options.turns} turns, system prompt of about {options.system_tokens} tokens\n")

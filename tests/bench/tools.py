@@ -13,17 +13,25 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import xml.etree.ElementTree as xml
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 BENCH = os.path.join(ROOT, "bench")
 sys.path.insert(0, BENCH)
 
+import asking  # noqa: E402
 import common  # noqa: E402
+import masks  # noqa: E402
 import results  # noqa: E402
+import servers  # noqa: E402
+import speculation  # noqa: E402
+import turns as turns_tool  # noqa: E402
+import users  # noqa: E402
 
 WORK = {"weight_bytes": 1000_000_000, "kv_token_bytes": 10_000, "layer_macs": 1500_000_000, "silent_macs": 1400_000_000,
         "head_macs": 500_000_000}
@@ -230,6 +238,183 @@ def test_limits(s, program):
         s.check(good, f"limits {arguments}", done)
 
 
+# ---- many users -----------------------------------------------------------------------------------
+
+
+def event(text=None, **more):
+    """A chunk of a streamed answer as the servers write it."""
+    choice = {"index": 0, "delta": {} if text is None else {"content": text}, "finish_reason": more.pop("finish", None)}
+    return b"data: " + json.dumps({"choices": [choice] if not more else [], **more}).encode() + b"\n\n"
+
+
+def http_chunks(*pieces):
+    return b"".join(b"%x\r\n%s\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def test_timeline(s):
+    a, b, c = event("one"), event("two"), event(finish="stop")
+    s.equal(servers.unchunk(http_chunks(b"abc", b"defg")), (b"abcdefg", [(3, 6), (7, 15)]), "chunks and where they end")
+    s.equal(servers.unchunk(http_chunks(b"abc", b"defg")[:13]), (b"abc", [(3, 6)]), "the last chunk is not whole")
+    raw = HEAD + http_chunks(a, b[:5], b[5:] + c)
+    # What comes at once, and when: the first event and half of the second; then the rest.
+    first = len(HEAD) + len(http_chunks(a, b[:5])) - 5
+    got = servers.timeline(raw, [(first, 1.0), (len(raw), 2.5)])
+    s.equal([(t, e["choices"][0]["delta"].get("content")) for t, e in got], [(1.0, "one"), (2.5, "two"), (2.5, None)],
+            "times of events")
+    try:
+        servers.timeline(b"HTTP/1.1 503 Busy\r\n\r\n{}", [])
+        s.check(False, "an answer that is none")
+    except ValueError as error:
+        s.check("503" in str(error), "an answer that is none", error)
+
+
+def fake_server(pieces, connections):
+    """A server of so many connections: each gets the pieces, one after the other. Returns what servers.Answer needs of it."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        for _ in range(connections):
+            connection, _ = listener.accept()
+            with connection:
+                request = b""
+                while b"\r\n\r\n" not in request or not request.endswith(b"}"):
+                    request += connection.recv(4096)
+                for piece in pieces:
+                    connection.sendall(piece)
+        listener.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    made = servers.Server("fake", None)
+    made.port = listener.getsockname()[1]
+    return made
+
+
+def test_answers(s):
+    body = [event(""), event("a"), event("b"), event(finish="length"), event(usage={"completion_tokens": 2}),
+            b"data: [DONE]\n\n"]
+    whole = HEAD + http_chunks(*body)
+    server = fake_server([whole[:70], whole[70:]], 2)
+    answers = [servers.begin(server, f"prompt {i}", 2) for i in range(2)]
+    servers.receive(answers, lambda: False)
+    for answer in answers:
+        times, usage, finish = answer.pieces()
+        answer.close()
+        s.check(len(times) == 2 and answer.begun <= times[0] <= times[1], "times of the pieces with text", times)
+        s.equal((usage, finish, answer.ended), ({"completion_tokens": 2}, "length", True), "the end of an answer")
+
+
+def test_users(s):
+    streams = [([1.0, 2.0, 3.0, 4.0], 8), ([2.0, 3.0, 4.0, 5.0], 4)]
+    s.equal(users.rate_together(streams), ((2 * 2 + 2 * 1) / 2.0, 2.0), "tokens while both decode")
+    s.equal(users.rate_together([([1.0, 2.0], 2), ([3.0, 4.0], 2)]), (None, 0.0), "never at the same time")
+    prompts = users.Prompts()
+    seen = prompts.long(40) + [prompts.short() for _ in range(200)]
+    s.equal(len(set(seen)), 240, "no prompt twice")
+    good = {"qw": {"rates": [300.0, 310.0], "idle": [0.1, 0.1], "busy": [0.29, 0.3], "prompt_tokens": 30},
+            "llama-server": {"rates": [90.0, 95.0], "idle": [0.2], "busy": [2.0], "prompt_tokens": 30}}
+    s.equal(users.judge(good), [], "goals that are kept")
+    slow, late = copy.deepcopy(good), copy.deepcopy(good)
+    slow["llama-server"]["rates"] = [150.0]
+    late["qw"]["busy"] = [0.31, 0.32]
+    s.check(["2.03 times" in f for f in users.judge(slow)] == [True], "too slow", users.judge(slow))
+    s.check(["315 ms" in f and "300" in f for f in users.judge(late)] == [True], "too late", users.judge(late))
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        users.report(good, type("Options", (), {"streams": 8, "tokens": 128}))
+    s.check("3.30x" in out.getvalue() and "while 7 others" in out.getvalue(), "the table", out.getvalue())
+
+
+def test_turns(s):
+    s.equal(turns_tool.plan(20), {5: "edit", 7: "again", 10: "restart", 12: "side request", 15: "kill -9", 17: "edit"},
+            "what happens on the way")
+
+    def row(computed, action="", tokens=130, known=100, added=30):
+        return {"turn": 2, "action": action, "tokens": tokens, "known": known, "added": added, "computed": computed}
+
+    first = row(3000)
+    for good in (row(30), row(160, "edit"), row(1, known=130), row(200, known=70)):
+        s.equal(turns_tool.judge([first, good], 160), [], f"kept: {good}")
+    for bad in (row(31), row(161, "again"), row(2, known=130), row(221, known=70)):
+        s.equal(len(turns_tool.judge([first, bad], 160)), 1, f"broken: {bad}")
+
+
+# ---- guesses ----------------------------------------------------------------------------------------
+
+
+def test_speculation(s):
+    with open(speculation.PROMPTS, encoding="utf-8") as file:
+        prompts = speculation.read_prompts(file.read())
+    groups = [group for group, _ in prompts]
+    s.equal({g: groups.count(g) for g in groups}, {"chat": 7, "code": 7, "edit": 4, "rewrite": 3, "json": 3}, "groups")
+    s.check(all(text and not text.startswith("@") and "\n@ " not in text for _, text in prompts), "each has its own text")
+    made = speculation.made_prompts(76)
+    s.check(len(set(made)) == 76 and made == speculation.made_prompts(76), "made prompts differ, and are always the same")
+    s.equal(speculation.differences({"plain": [1, 2, 3], "all": [1, 2, 3]}, "x"), [], "the same")
+    s.equal(speculation.differences({"plain": [1, 2, 3], "all": [1, 2]}, "x"),
+            ["x: all differs from plain decoding at token 3 (2 tokens, plain 3)"], "one ends early")
+    s.equal(speculation.differences({"plain": [1, 2, 3], "all": [1, 4, 3]}, "x"),
+            ["x: all differs from plain decoding at token 2 (3 tokens, plain 3)"], "another token")
+    s.equal([asking.turns(["a", "b", "c"], i) for i in (0, 1, 5)], [["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"]], "turns")
+
+
+def test_gains(s):
+    def row(group, plain, other, n=10):
+        return {"group": group, "n": n, "decode_us": {"plain": plain, "all": other}, "checked": {"plain": 0, "all": 20},
+                "right": {"plain": 0, "all": 5}}
+
+    runs = [[row("chat", 300, 100), row("chat", 100, 100), row("edit", 500, 100), row("edit", 0, 0, 1)],
+            [row("chat", 100, 100), row("chat", 100, 50), row("edit", 300, 100), row("edit", 0, 0, 1)]]
+    rows = {group: (ratios, slowest, right) for _, group, ratios, slowest, right in
+            speculation.table(runs, ["all"], ["chat", "edit"])}
+    s.equal(rows["chat"], ([2.0, 200 / 150], 1.5, 0.25), "a group: its times together, and its slowest prompt")
+    s.equal(rows["edit"], ([5.0, 3.0], 4.0, 0.25), "an answer of one token has no time")
+    s.equal(rows["all"][0], [3.0, 2.0], "all groups")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        speculation.print_table("title", speculation.table(runs, ["all"], ["chat", "edit"]))
+    lines = out.getvalue().splitlines()
+    s.check(lines[3].endswith("1.50 reached") and "1.67x" in lines[3], "the goal of chat", lines)
+    s.check(lines[5].endswith("0.97 reached"), "the goal of all", lines)
+
+
+class FakeEngine:
+    """Answers as told, and says how it was asked."""
+
+    def __init__(self, us, tokens=(1, 2, 3)):
+        self.us, self.tokens, self.asked = us, list(tokens), []
+
+    def ask(self, **request):
+        self.asked.append(request)
+        return {"tokens": self.tokens, "decode_us": self.us, "checked": 4, "right": 2}
+
+
+def test_runs(s):
+    engines = {"plain": FakeEngine(200), "all": FakeEngine(100), "bad": FakeEngine(50, [1, 9, 3])}
+    rows, faults = speculation.one_run(engines, [("chat", "p"), ("json", "q")], {"max_tokens": 3}, 0)
+    s.equal(rows[1], {"group": "json", "n": 3, "decode_us": {"plain": 200, "all": 100, "bad": 50},
+                      "checked": dict.fromkeys(engines, 4), "right": dict.fromkeys(engines, 2)}, "a row of a run")
+    s.equal(faults, [f"{where}: bad differs from plain decoding at token 2 (3 tokens, plain 3)"
+                     for where in ("chat, prompt 1", "json, prompt 2")], "who differs is told")
+    s.equal(engines["all"].asked, [{"prompt": "p", "max_tokens": 3}, {"prompt": "q", "max_tokens": 3}], "what was asked")
+
+
+def test_masks(s):
+    class Engine(FakeEngine):
+        def ask(self, **request):
+            self.us = 110 if "schema" in request else 100
+            return super().ask(**request)
+
+    engine, options = Engine(0, range(160)), type("Options", (), {"runs": 3, "tokens": 160})
+    values, rate = masks.measure(engine, "records", options)
+    s.equal([round(v, 6) for v in values], [0.1] * 3, "slowdowns of pairs")
+    s.equal(rate, 159 / 100e-6, "tokens a second without")
+    s.equal(["schema" in r for r in engine.asked], [True, False, False, True, True, False], "each side begins in turn")
+    s.check(all(("schema" in r) != ("ignore_eos" in r) for r in engine.asked), "a form ends by itself", engine.asked)
+    asked = [{key: r[key] for key in ("prompt", "max_tokens", "temperature", "seed")} for r in engine.asked]
+    s.check(all(a == b for a, b in zip(asked[::2], asked[1::2])), "both sides are asked the same", asked)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--limits", required=True, help="the built bench/limits.c")
@@ -242,6 +427,9 @@ def main():
         test_compare(s, folder)
         test_chart(s, folder)
         test_limits(s, args.limits)
+    for test in (test_timeline, test_answers, test_users, test_turns, test_speculation, test_gains, test_runs,
+                 test_masks):
+        test(s)
     print(f"{s.passed} passed, {s.failed} failed")
     sys.exit(1 if s.failed else 0)
 

@@ -117,6 +117,14 @@ def fetch_suite():
         return json.load(file)
 
 
+def judge_refusal(report, name, group, error):
+    """A schema of the suite is refused for something that the sentence names, or because nothing satisfies it."""
+    satisfiable = any(test["valid"] for test in group["tests"])
+    named = re.search(r'keyword "|format "|\$ref|oneOf|multipleOf|enum or const|itself|uniqueItems|prefixItems|\\\\p', error)
+    nothing = "no text satisfies" in error and not satisfiable
+    report.check(named or nothing, f"suite {name}, {group['description']}: {error}")
+
+
 def suite(tool, report, n_outputs):
     """Returns (groups compiled, groups refused, outputs)."""
     groups = [(name, group) for name, rows in sorted(fetch_suite().items()) for group in rows]
@@ -124,11 +132,7 @@ def suite(tool, report, n_outputs):
     compiled = [(name, group) for (name, group), answer in zip(groups, answers) if answer["status"] == 0]
     for (name, group), answer in zip(groups, answers):
         if answer["status"]:
-            satisfiable = any(test["valid"] for test in group["tests"])
-            named = re.search(r'keyword "|format "|\$ref|oneOf|multipleOf|enum or const|itself|uniqueItems|prefixItems|\\\\p',
-                              answer["error"])
-            nothing = "no text satisfies" in answer["error"] and not satisfiable
-            report.check(named or nothing, f"suite {name}, {group['description']}: {answer['error']}")
+            judge_refusal(report, name, group, answer["error"])
     each, left = divmod(n_outputs, len(compiled))
     outputs = 0
     for i, (name, group) in enumerate(compiled):
@@ -479,15 +483,20 @@ def main():
     print(f"random schemas: {done} compiled, {refused} that nothing satisfies")
     nonsense(tool, report, args.nonsense, args.seed)
     print(f"{report.passed} passed, {report.failed} failed")
-    done_with.append(report.failed)
+    return report.failed
 
 
-if __name__ == "__main__":
-    # Outputs may be nested as deep as the limit, and jsonschema recurses: it needs more stack than the first thread has.
+def run_deep(program):
+    """Ends with exit code 0 when program() returns 0. Outputs may be nested as deep as the limit, and jsonschema recurses: it
+    needs more stack than the first thread has."""
     done_with = []
     sys.setrecursionlimit(50000)
     threading.stack_size(1 << 29)
-    thread = threading.Thread(target=main)
+    thread = threading.Thread(target=lambda: done_with.append(program()))
     thread.start()
     thread.join()
     sys.exit(0 if done_with == [0] else 1)
+
+
+if __name__ == "__main__":
+    run_deep(main)

@@ -207,7 +207,7 @@ $(CAPPED): $(ISA_CAP)
 $(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
 
 # No allocation goes uncounted.
-$(BUILD)/tests/test_drafts: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
+$(addprefix $(BUILD)/tests/,test_drafts test_draft_models): LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
 
 $(ISA_QW): $(PROG_OBJ) $(BUILD)/libqw.a
 	@mkdir -p $(@D)

@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/mem_left.h"
+#include "engine/draft_small.h"
 #include "engine/guesser.h"
 #include "model/forward.h"
 
@@ -37,12 +38,26 @@ static uint32_t states_per_lane(const qw_engine_options *o)
     return o->plain_decoding ? 1 : 2;
 }
 
+bool qw_engine_uses_mtp(const qw_model *m, const qw_engine_options *o)
+{
+    return m->net->mtp && !o->no_mtp && !o->draft && !o->plain_decoding;
+}
+
 qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, const qw_plan *plan)
 {
     return (qw_runtime_options){.n_threads = o->n_threads, .exact = m->exact, .n_rows_max = QW_BATCH_ROWS, .n_seqs = 1,
                                 .seq_tokens_max = plan->context,
                                 .n_pages = pages_of(plan->context) + pages_of(plan->cache_tokens),
                                 .n_slots = states_per_lane(o) * plan->n_parallel + plan->n_snapshots};
+}
+
+/* Everything that the draft model takes; its weights once when it is the model itself. */
+static uint64_t draft_bytes(const qw_model *m, const qw_engine_options *o, const qw_plan *p)
+{
+    uint64_t mapped = 0, packed = 0;
+    if (!o->draft) return 0;
+    if (o->draft != m) qw_model_weight_bytes(o->draft, &mapped, &packed);
+    return mapped + packed + qw_draft_small_bytes(o->draft, o->n_threads, p->n_parallel, pages_of(p->context) * QW_KV_TILE);
 }
 
 /* Needs of a plan whose n_parallel is set; the cache is empty. */
@@ -58,7 +73,9 @@ static void add_needs(const qw_model *m, const qw_engine_options *o, qw_plan *p)
         uint32_t whole_pages = pages_of(p->context) * QW_KV_TILE;
         p->scratch_bytes += qw_guesses_bytes(p->n_parallel, m->net->hp.n_vocab, whole_pages);
     }
-    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes;
+    if (qw_engine_uses_mtp(m, o)) p->scratch_bytes += qw_draft_mtp_bytes(m->net, m->exact, p->n_parallel);
+    p->draft_bytes = draft_bytes(m, o, p);
+    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes + p->draft_bytes;
 }
 
 /* What is left goes to pages, and with recurrent states half of it to those. */
@@ -77,12 +94,22 @@ static void divide_cache(const qw_model *m, qw_plan *p, uint64_t bytes)
     p->cache_bytes = n_pages * page + p->n_snapshots * state;
 }
 
-/* What a page's worth of context costs beside keys and values: places for guesses to look at. */
+/* What a page's worth of context costs beside keys and values: places for guesses to look at, and the draft model's pages. */
 static uint64_t guess_page_bytes(const qw_model *m, const qw_engine_options *o, const qw_plan *p)
 {
     if (o->plain_decoding) return 0;
     uint32_t n_vocab = m->net->hp.n_vocab;
-    return qw_guesses_bytes(p->n_parallel, n_vocab, QW_KV_TILE) - qw_guesses_bytes(p->n_parallel, n_vocab, 0);
+    qw_plan none = {.n_parallel = p->n_parallel}, page = {.n_parallel = p->n_parallel, .context = QW_KV_TILE};
+    return qw_guesses_bytes(p->n_parallel, n_vocab, QW_KV_TILE) - qw_guesses_bytes(p->n_parallel, n_vocab, 0) +
+           draft_bytes(m, o, &page) - draft_bytes(m, o, &none);
+}
+
+static qw_status check_draft(const qw_model *m, const qw_engine_options *o, qw_err *err)
+{
+    uint32_t n_common;
+    if (!o->draft) return QW_OK;
+    if (o->plain_decoding) return qw_fail(err, QW_E_ARG, "a draft model and plain decoding exclude each other: nothing is guessed then");
+    return qw_draft_small_check(m, o->draft, &n_common, err);
 }
 
 static qw_status refuse(const qw_model *m, const qw_engine_options *o, const qw_plan *p, qw_err *err)
@@ -113,6 +140,7 @@ qw_status qw_engine_plan(const qw_model *m, const qw_engine_options *o, qw_plan 
         return qw_fail(err, QW_E_ARG, "%u requests at a time are wanted, at most %d are possible", o->n_parallel,
                        QW_PARALLEL_MAX);
     }
+    QW_TRY(check_draft(m, o, err));
     out->available_bytes = o->memory_bytes_max ? o->memory_bytes_max : qw_mem_left();
     qw_model_weight_bytes(m, &out->weights_bytes, &out->packed_bytes);
     out->n_parallel = o->n_parallel ? o->n_parallel : QW_PARALLEL_DEFAULT;

@@ -77,6 +77,7 @@ struct qw_draft {
     uint32_t n;
     estimate kinds[KINDS];
     uint32_t n_drafted, n_model_idle; /* steps since the last plain one; since the other model was asked */
+    double missed_us;                 /* that the other model would have saved, had it lacked nothing */
     int32_t model[QW_DRAFT_MODEL_DEPTH]; /* [n_model]: what it said */
     uint32_t n_model;
     bet bet;
@@ -291,20 +292,22 @@ static choice choose(const qw_draft *d, const qw_draft_ask *ask)
     return best;
 }
 
-/* How many tokens to ask the other model for: 0 when all else pays more. */
-static uint32_t model_tokens(const qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate)
+/* For how many tokens to ask the other model, n_max at most, and the time that this saves at the rate of all else; 0: none. */
+static double model_gain_us(const qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, uint32_t *best)
 {
-    double p = 1, sum = 1;
-    uint32_t best = 0;
+    double p = 1, sum = 1, gain_us = 0, best_rate = rate;
+    *best = 0;
     for (uint32_t n = 1; n <= n_max; n++) {
         p *= (double)d->kinds[KIND_MODEL + n - 1].p;
         sum += p;
-        double with = (ask->n_expected + sum) / (n * d->all->model_us + qw_draft_cost_us(&d->all->cost, ask->n_rows + 1 + n));
-        if (with <= rate) continue;
-        best = n;
-        rate = with;
+        double took_us = n * d->all->model_us + qw_draft_cost_us(&d->all->cost, ask->n_rows + 1 + n);
+        double with = (ask->n_expected + sum) / took_us;
+        if (with <= best_rate) continue;
+        best_rate = with;
+        gain_us = (ask->n_expected + sum) / rate - took_us;
+        *best = n;
     }
-    return best;
+    return gain_us;
 }
 
 /* The first measurement takes the place of the guess, later ones weigh less. */
@@ -322,18 +325,22 @@ static void add_credit(qw_drafts *all, double us)
 }
 
 /* How many tokens to ask the other model for, when that pays, or once in a while, and never on debt. What it lacks is computed in
- * advance on its credit: whether it ever comes back depends on how long the answer will be, which nobody knows. */
+ * advance when as much was missed in this sequence for want of it: whether it comes back depends on how long the answer will
+ * be, which nobody knows, and then no more than about that is lost. */
 static uint32_t tokens_to_ask(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, uint32_t n_lacking)
 {
     const qw_drafts *all = d->all;
-    uint32_t n = model_tokens(d, ask, n_max, rate);
-    double price = n_lacking * all->lacking_us;
-    if (n == 0) {
-        if (++d->n_model_idle < MODEL_EVERY) return 0;
-        n = n_max < 2 ? n_max : 2;
-        price += n * all->model_us;
+    uint32_t n;
+    double price = n_lacking * all->lacking_us, gain_us = model_gain_us(d, ask, n_max, rate, &n);
+    if (gain_us > 0) {
+        d->missed_us += gain_us;
+        return price <= d->missed_us && price <= all->credit_us ? n : 0;
     }
-    return price <= all->credit_us ? n : 0;
+    n = n_max < 2 ? n_max : 2;
+    price += n * all->model_us;
+    d->n_model_idle++;
+    bool due = d->n_model_idle >= MODEL_EVERY && d->n_model_idle * qw_draft_cost_us(&all->cost, 1) >= MODEL_EVERY * price;
+    return due && price <= all->credit_us ? n : 0;
 }
 
 /* Asks the other model if that pays. *us: what it took. */
@@ -348,11 +355,13 @@ static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, doub
     uint32_t n = tokens_to_ask(d, ask, n_max, rate, n_lacking);
     if (n == 0) return;
     int64_t begun_us = m->clock_us(m->ctx);
-    d->n_model = m->propose(m->ctx, d->user, d->tokens, d->n, n, d->model);
+    double sure = rate * all->model_us; /* the tokens that come elsewhere in the time of one more: else it does not pay */
+    d->n_model = m->propose(m->ctx, d->user, d->tokens, d->n, n, sure, d->model);
     QW_ASSERT(d->n_model <= n);
     *us = (double)(m->clock_us(m->ctx) - begun_us);
     if (d->n_model > 0) {
         d->n_model_idle = 0;
+        d->missed_us = 0;
         measure_model(&all->model_us, &all->n_model_us, *us / d->n_model);
     } else if (n_lacking > 0) {
         uint32_t n_left = m->lacks(m->ctx, d->user, d->tokens, d->n);
@@ -531,6 +540,7 @@ void qw_draft_begin(qw_draft *d, const int32_t *tokens, uint32_t n)
     d->n_guesses = 0;
     d->n_drafted = 0;
     d->bet.open = false;
-    d->n_model_idle = d->all->n_model_us > 0 ? 0 : MODEL_EVERY; /* what it takes is not known yet */
+    d->missed_us = 0;
+    d->n_model_idle = d->all->n_model_us > 0 ? 0 : MODEL_EVERY * CREDIT_BEGIN; /* what it takes is not known yet */
     for (size_t i = 0; i < KINDS; i++) d->kinds[i] = (estimate){d->all->kinds[i].p, WEIGHT_BEGIN};
 }

@@ -84,21 +84,25 @@ static bool make_room(lane *l, uint32_t n)
     return qw_seq_reserve(l->seq, l->seq->n_tokens + l->n_waiting + n, NULL) == QW_OK;
 }
 
-static uint32_t propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, int32_t *out)
+static uint32_t propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure,
+                        int32_t *out)
 {
     qw_draft_mtp *m = ctx;
     lane *l = &m->lanes[(uintptr_t)user];
     uint32_t n_vocab = m->pass->net->hp.n_vocab, i = 0;
     if (tokens != l->text || l->n_waiting == 0 || l->next_pos + 1 != n_tokens || !make_room(l, n)) return 0;
     uint32_t row = compute_waiting(m, l);
+    double p = 1;
     for (;;) {
-        qw_top best;
+        qw_top top[QW_TOP_MAX];
         qw_pass_logits(m->pass, &row, 1, m->logits, n_vocab);
-        if (qw_top_of(m->logits, n_vocab, 1, &best) == 0) return i;
-        out[i++] = best.token;
-        if (i == n) return i;
+        size_t n_top = qw_top_of(m->logits, n_vocab, QW_TOP_MAX, top);
+        if (n_top == 0) return i;
+        out[i++] = top[0].token;
+        p *= qw_top_share(top, n_top);
+        if (i == n || p < sure) return i;
         /* A guess on a guess: its keys and values are written over when the model's own state is there. */
-        const qw_row guess = {.seq = l->seq, .pos = l->seq->n_tokens + i - 1, .token = best.token};
+        const qw_row guess = {.seq = l->seq, .pos = l->seq->n_tokens + i - 1, .token = top[0].token};
         qw_pass_hidden(m->pass, &row, 1, m->state);
         qw_forward_mtp(m->pass, &guess, 1, m->state, m->hidden);
         row = 0;

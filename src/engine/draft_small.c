@@ -191,7 +191,8 @@ static uint32_t lacks(void *ctx, void *user, const int32_t *tokens, uint32_t n_t
     return n > FEW_ROWS ? n : 0;
 }
 
-static uint32_t propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, int32_t *out)
+static uint32_t propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure,
+                        int32_t *out)
 {
     qw_draft_small *s = ctx;
     lane *l = &s->lanes[(uintptr_t)user];
@@ -206,14 +207,14 @@ static uint32_t propose(void *ctx, void *user, const int32_t *tokens, uint32_t n
     }
     if (!all_common(s, tokens + from, n_lacking) || !make_room(s, l, n_tokens + n)) return 0;
     compute(s, l, tokens + from, n_lacking, true);
-    double sure = 1;
+    double p = 1;
     for (uint32_t i = 0;;) {
         qw_top top[QW_TOP_MAX];
         size_t n_top = qw_top_of(s->logits, s->o.n_common, QW_TOP_MAX, top);
         if (n_top == 0) return i;
         out[i++] = top[0].token;
-        sure *= qw_top_share(top, n_top);
-        if (i == n || sure < s->o.sure || (t && qw_tokenizer_is_end(t, top[0].token))) return i;
+        p *= qw_top_share(top, n_top);
+        if (i == n || p < sure || (t && qw_tokenizer_is_end(t, top[0].token))) return i;
         compute_guess(s, l, top[0].token);
     }
 }

@@ -20,7 +20,6 @@ typedef struct qw_draft_small_options {
     qw_model *small;      /* borrows */
     qw_pool *pool;        /* borrows; the engine's */
     uint32_t n_common;    /* of qw_draft_small_check */
-    double sure;          /* it goes on while the probability that all it said is right, as it sees it, is at least this */
     uint32_t n_lanes, context;
     double us_per_row;    /* of a piece: a guess, until it was measured */
 } qw_draft_small_options;

@@ -361,13 +361,10 @@ static void open_state(qw_engine *e, const qw_engine_options *o)
     e->state = NULL;
 }
 
-/* A token more costs about a third of what a pass does, or it would hardly pay. */
-#define DRAFT_SURE 0.5
-
 static qw_status create_small(qw_engine *e, const qw_engine_options *o, const qw_plan *plan, qw_err *err)
 {
-    qw_draft_small_options so = {.small = o->draft, .pool = e->rt.pool, .sure = DRAFT_SURE, .n_lanes = plan->n_parallel,
-                                 .context = e->context, .us_per_row = us_per_row(e, o->draft)};
+    qw_draft_small_options so = {.small = o->draft, .pool = e->rt.pool, .n_lanes = plan->n_parallel, .context = e->context,
+                                 .us_per_row = us_per_row(e, o->draft)};
     QW_TRY(qw_draft_small_check(e->model, o->draft, &so.n_common, err));
     QW_TRY(qw_draft_small_create(&so, &e->small, err));
     if (o->draft->weights && o->draft != e->model && qw_weights_note(o->draft->weights)[0])

@@ -324,7 +324,8 @@ static uint32_t draft_lacks(void *ctx, void *user, const int32_t *tokens, uint32
     return n > DRAFT_ROWS ? n : 0;
 }
 
-static uint32_t draft_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, int32_t *out)
+static uint32_t draft_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure,
+                              int32_t *out)
 {
     world *w = ctx;
     uint32_t lane = (uint32_t)(uintptr_t)user, n_lacking = draft_lacks(ctx, user, tokens, n_tokens);
@@ -337,6 +338,7 @@ static uint32_t draft_propose(void *ctx, void *user, const int32_t *tokens, uint
     }
     w->guessed[lane].n_drafted = n_tokens;
     if (n_tokens + n > CONTEXT) return 0;
+    if (sure > (double)w->draft_right / 100) n = 1;
     guess_tokens(w, lane, w->draft_right, out, n);
     w->now_us += n * DRAFT_US;
     n_draft_tokens += n;

@@ -159,7 +159,7 @@ static void open_desk(desk *d, const char *path, uint32_t context, double sure)
     must(qw_pool_create(THREADS, &d->pool, &err), &err);
     d->n_common = d->alone.m->net->hp.n_vocab - 10; /* the others are never drafted */
     const qw_draft_small_options o = {.small = d->alone.m, .pool = d->pool, .n_common = d->n_common, .n_lanes = LANES,
-                                      .sure = sure, .context = context, .us_per_row = 10};
+                                      .context = context, .us_per_row = 10};
     must(qw_draft_small_create(&o, &d->small, &err), &err);
     d->model = qw_draft_small_model(d->small);
 }
@@ -185,7 +185,7 @@ static uint32_t lacks(const desk *d, uint32_t lane)
 
 static uint32_t ask(const desk *d, uint32_t lane, uint32_t n, int32_t *out)
 {
-    return d->model.propose(d->model.ctx, (void *)(uintptr_t)lane, d->text[lane], d->n[lane], n, out);
+    return d->model.propose(d->model.ctx, (void *)(uintptr_t)lane, d->text[lane], d->n[lane], n, d->sure, out);
 }
 
 /* Until it answers; it says how much is missing, and never does more at once than a piece. */
@@ -470,9 +470,11 @@ static void ask_mtp(mtp_desk *d, uint32_t s)
 {
     int32_t out[QW_DRAFT_MODEL_DEPTH], want[QW_DRAFT_MODEL_DEPTH];
     uint32_t n = 1 + below(QW_DRAFT_MODEL_DEPTH);
+    double sure = below(4) ? 0 : 1; /* or it is never sure enough to go on */
     size_t before = n_allocations;
-    assert_int_equal(d->model.propose(d->model.ctx, NULL, d->text, d->n, n, out), n);
-    assert_int_equal(d->model.propose(d->model.ctx, NULL, d->text, d->n, n, want), 0); /* nothing new was told */
+    assert_int_equal(d->model.propose(d->model.ctx, NULL, d->text, d->n, n, sure, out), sure > 0 ? 1 : n);
+    assert_int_equal(d->model.propose(d->model.ctx, NULL, d->text, d->n, n, sure, want), 0); /* nothing new was told */
+    if (sure > 0) n = 1;
     assert_int_equal(n_allocations, before);
     d->seen.n_waiting = 0;
     next_alone(&d->alone, d->text, d->n, VOCAB);
@@ -503,7 +505,7 @@ static void test_mtp(void **state)
         }
     }
     begin_mtp(&d); /* another text has the lane: nothing of the first is left, and nothing is known of it */
-    assert_int_equal(d.model.propose(d.model.ctx, NULL, d.text, 1, 1, d.text + 1), 0);
+    assert_int_equal(d.model.propose(d.model.ctx, NULL, d.text, 1, 1, 0, d.text + 1), 0);
     step_mtp(&d, 30, 0);
     ask_mtp(&d, 0);
     qw_draft_mtp_destroy(d.mtp);

@@ -276,12 +276,14 @@ static uint32_t model_lacks(void *ctx, void *user, const int32_t *tokens, uint32
     return n > FEW ? n : 0;
 }
 
-static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, int32_t *out)
+static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure, int32_t *out)
 {
     world *w = ctx;
     assert_ptr_equal(user, w);
     assert_ptr_equal(tokens, w->text);
     assert_int_equal(n_tokens, w->n);
+    assert_true(sure >= 0);
+    if (sure > 0.5 && n > 1) n = 1; /* each token is held for right with one half */
     if (model_lacks(ctx, user, tokens, n_tokens) > 0) {
         uint32_t piece = n_tokens - w->n_has < MODEL_PIECE ? n_tokens - w->n_has : MODEL_PIECE;
         w->n_has += piece;
@@ -582,7 +584,7 @@ static void test_model_lacks(void **state)
         w.n_has = 0;
         begin_text(&w, 5000, 5300); /* the half of a long one would cost more than all of the answer */
         run_text(&w, 7, false);
-        assert_true(w.n_has == 0 && w.n_tokens / w.cost > 0.99);
+        if (w.n_has > 0 || w.n_tokens / w.cost < 0.98) fail_msg("right %u: %u computed, %g", right, w.n_has, w.n_tokens / w.cost);
         close_world(&w);
     }
 }

@@ -31,6 +31,8 @@ enum {
     WEIGHT_ALL_MAX = 1000,  /* of all sequences together */
     PLAIN_EVERY = 64,       /* steps, one without a draft: what it costs stays known */
     MODEL_EVERY = 64,       /* steps, one with the other model: how good it is stays known */
+    GAIN_STEPS = 16,        /* what another model could gain is known of so many last ones; */
+    ANSWER_STEPS = 96,      /* so many more are expected of an answer */
     CREDIT_BEGIN = 12,      /* passes: for so long the other model may compute in advance, */
     CREDIT_MAX = 128        /* and with all that it has brought, for so long */
 };
@@ -77,7 +79,7 @@ struct qw_draft {
     uint32_t n;
     estimate kinds[KINDS];
     uint32_t n_drafted, n_model_idle; /* steps since the last plain one; since the other model was asked */
-    double missed_us;                 /* that the other model would have saved, had it lacked nothing */
+    double gain_us;                   /* what the other model would save in a step, of late, if it lacked nothing */
     int32_t model[QW_DRAFT_MODEL_DEPTH]; /* [n_model]: what it said */
     uint32_t n_model;
     bet bet;
@@ -324,18 +326,15 @@ static void add_credit(qw_drafts *all, double us)
     all->credit_us = all->credit_us + us < most ? all->credit_us + us : most;
 }
 
-/* How many tokens to ask the other model for, when that pays, or once in a while, and never on debt. What it lacks is computed in
- * advance when as much was missed in this sequence for want of it: whether it comes back depends on how long the answer will
- * be, which nobody knows, and then no more than about that is lost. */
+/* How many tokens to ask the other model for, when that pays, or once in a while, and never on debt. What it lacks is computed
+ * in advance when it comes back within some more steps like the last ones: how long the answer will be, nobody knows. */
 static uint32_t tokens_to_ask(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, uint32_t n_lacking)
 {
     const qw_drafts *all = d->all;
     uint32_t n;
     double price = n_lacking * all->lacking_us, gain_us = model_gain_us(d, ask, n_max, rate, &n);
-    if (gain_us > 0) {
-        d->missed_us += gain_us;
-        return price <= d->missed_us && price <= all->credit_us ? n : 0;
-    }
+    d->gain_us += (gain_us - d->gain_us) / GAIN_STEPS;
+    if (gain_us > 0) return price <= ANSWER_STEPS * d->gain_us && price <= all->credit_us ? n : 0;
     n = n_max < 2 ? n_max : 2;
     price += n * all->model_us;
     d->n_model_idle++;
@@ -361,7 +360,6 @@ static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, doub
     *us = (double)(m->clock_us(m->ctx) - begun_us);
     if (d->n_model > 0) {
         d->n_model_idle = 0;
-        d->missed_us = 0;
         measure_model(&all->model_us, &all->n_model_us, *us / d->n_model);
     } else if (n_lacking > 0) {
         uint32_t n_left = m->lacks(m->ctx, d->user, d->tokens, d->n);
@@ -540,7 +538,7 @@ void qw_draft_begin(qw_draft *d, const int32_t *tokens, uint32_t n)
     d->n_guesses = 0;
     d->n_drafted = 0;
     d->bet.open = false;
-    d->missed_us = 0;
+    d->gain_us = 0;
     d->n_model_idle = d->all->n_model_us > 0 ? 0 : MODEL_EVERY * CREDIT_BEGIN; /* what it takes is not known yet */
     for (size_t i = 0; i < KINDS; i++) d->kinds[i] = (estimate){d->all->kinds[i].p, WEIGHT_BEGIN};
 }

@@ -44,8 +44,8 @@ typedef struct qw_draft_node {
  * is asked only when they pay. */
 typedef struct qw_draft_model {
     void *ctx;
-    /* At most n <= QW_DRAFT_MODEL_DEPTH most probable tokens in a row after tokens [n_tokens], of the same vocabulary; it goes on
-     * while the probability that all are right, as it sees it, is at least `sure`. Returns how many there are, 0 when it is
+    /* At most n <= QW_DRAFT_MODEL_DEPTH most probable tokens in a row after tokens [n_tokens], of the same vocabulary; it goes
+     * on while the probability that all are right, as it sees it, is at least `sure`. Returns how many there are, 0 when it is
      * not ready. `user` says which sequence. */
     uint32_t (*propose)(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure, int32_t *out);
     /* How many tokens it has to compute before it can say something, should that be more than a few: it does so in pieces, one

@@ -49,7 +49,8 @@ static bool same_token(const qw_tokenizer *a, const qw_tokenizer *b, int32_t id)
     qw_text x = qw_tokenizer_bytes(a, id), y = qw_tokenizer_bytes(b, id);
     if (qw_tokenizer_is_unused(a, id) != qw_tokenizer_is_unused(b, id)) return false;
     if (qw_tokenizer_is_unused(a, id)) return true;
-    return x.n == y.n && (x.n == 0 || memcmp(x.s, y.s, x.n) == 0) && qw_tokenizer_is_control(a, id) == qw_tokenizer_is_control(b, id);
+    if (qw_tokenizer_is_control(a, id) != qw_tokenizer_is_control(b, id)) return false;
+    return x.n == y.n && (x.n == 0 || memcmp(x.s, y.s, x.n) == 0);
 }
 
 qw_status qw_draft_small_check(const qw_model *model, const qw_model *small, uint32_t *n_common, qw_err *err)
@@ -58,8 +59,8 @@ qw_status qw_draft_small_check(const qw_model *model, const qw_model *small, uin
     const qw_model *without = a ? small : model;
     *n_common = 0;
     if (!a || !b) {
-        return qw_fail(err, QW_E_ARG, "%s cannot draft for %s: %s carries no tokenizer, so their vocabularies cannot be compared",
-                       small->name, model->name, qw_gguf_path(without->file));
+        return qw_fail(err, QW_E_ARG, "%s cannot draft for %s: %s carries no tokenizer, so nobody knows whether their "
+                                      "vocabularies are the same", small->name, model->name, qw_gguf_path(without->file));
     }
     uint32_t n = n_real(a) < n_real(b) ? n_real(a) : n_real(b);
     for (uint32_t id = 0; id < n; id++) {

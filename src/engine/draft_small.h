@@ -1,9 +1,9 @@
 /* draft_small.h: a small model with the same vocabulary that drafts: a qw_draft_model (draft.h).
  *
  * It has a runtime of its own on the engine's threads and a sequence for each lane. Asked, it cuts the lane's sequence to what
- * that has in common with the tokens, computes what it lacks, and goes on greedily while it is sure enough. While it lacks more than a few rows it
- * computes a piece and says nothing. Its pages hold one conversation of full length: lanes that are long idle give theirs up.
- * Allocates nothing after create. Engine thread only.
+ * that has in common with the tokens, computes what it lacks, and goes on greedily while it is sure enough. While it lacks more
+ * than a few rows it computes a piece and says nothing. Its pages hold one conversation of full length: lanes that are long idle
+ * give theirs up. Allocates nothing after create. Engine thread only.
  */
 #ifndef QW_ENGINE_DRAFT_SMALL_H
 #define QW_ENGINE_DRAFT_SMALL_H

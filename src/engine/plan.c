@@ -108,7 +108,8 @@ static qw_status check_draft(const qw_model *m, const qw_engine_options *o, qw_e
 {
     uint32_t n_common;
     if (!o->draft) return QW_OK;
-    if (o->plain_decoding) return qw_fail(err, QW_E_ARG, "a draft model and plain decoding exclude each other: nothing is guessed then");
+    if (o->plain_decoding)
+        return qw_fail(err, QW_E_ARG, "a draft model and plain decoding exclude each other: nothing is guessed then");
     return qw_draft_small_check(m, o->draft, &n_common, err);
 }
 

@@ -350,7 +350,8 @@ static uint32_t fake_guess(void *ctx, uint32_t lane, const qw_guess_ask *ask, in
     world *w = ctx;
     uint32_t n = w->guessed[lane].n, n_guesses;
     bool reused = w->guessed[lane].newest < 0; /* all but the newest token came from the cache */
-    if (!reused && w->guessed[lane].newest + 2 != n) FAIL(w, "%u tokens are known, position %lld was told last", n, (long long)w->guessed[lane].newest);
+    if (!reused && w->guessed[lane].newest + 2 != n)
+        FAIL(w, "%u tokens are known, position %lld was told last", n, (long long)w->guessed[lane].newest);
     if (w->drafts) {
         qw_guesser g = qw_guesses_guesser(w->drafts);
         return g.guess(g.ctx, lane, ask, out, n_expected);

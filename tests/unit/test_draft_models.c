@@ -1,5 +1,5 @@
-/* test_draft_models.c: the two models that draft (draft_small.h, draft_mtp.h) say what a slow reference says, on tiny models; and
- * answers with them equal plain ones, through the public door.
+/* test_draft_models.c: the two models that draft (draft_small.h, draft_mtp.h) say what a slow reference says, on tiny models;
+ * and answers with them equal plain ones, through the public door.
  *
  * Runs from the repository's root; the recurrent model is in build/families (make test puts it there). Asking allocates
  * nothing: the Makefile wraps the allocator for that. Seeds are printed on failure.
@@ -90,7 +90,8 @@ typedef struct lone {
 
 static void open_lone(lone *a, qw_model *m, bool mtp)
 {
-    const qw_runtime_options o = {.n_threads = THREADS, .n_rows_max = PIECE, .n_seqs = 1, .seq_tokens_max = TEXT_MAX, .mtp = mtp};
+    const qw_runtime_options o = {.n_threads = THREADS, .n_rows_max = PIECE, .n_seqs = 1, .seq_tokens_max = TEXT_MAX,
+                                  .mtp = mtp};
     qw_err err;
     a->m = m;
     must(qw_runtime_create(m->net, &o, &a->rt, &err), &err);
@@ -215,7 +216,8 @@ static double share_alone(const float *x, uint32_t n)
     return 1 / sum;
 }
 
-static void compare_with_alone(desk *d, uint32_t lane, const int32_t *out, uint32_t n_out, uint32_t n, const char *what, uint32_t s)
+static void compare_with_alone(desk *d, uint32_t lane, const int32_t *out, uint32_t n_out, uint32_t n, const char *what,
+                               uint32_t s)
 {
     int32_t text[TEXT_MAX];
     double sure = 1;
@@ -245,7 +247,11 @@ static void follow_texts(const char *path, double sure)
         int32_t out[QW_DRAFT_MODEL_DEPTH];
         if (what == 0) d.n[lane] = 1 + below(d.n[lane]); /* edited */
         if (what <= 1) grow(&d, lane, below(80));
-        if (what == 2) memcpy(d.text[lane], d.text[(lane + 1) % LANES], sizeof d.text[lane]), d.n[lane] = d.n[(lane + 1) % LANES];
+        if (what == 2) { /* its text becomes another lane's */
+            uint32_t other = (lane + 1) % LANES;
+            memcpy(d.text[lane], d.text[other], sizeof d.text[lane]);
+            d.n[lane] = d.n[other];
+        }
         if (d.n[lane] > MOST) d.n[lane] = 1;
         size_t before = n_allocations;
         uint32_t n_out = ask_patiently(&d, lane, n, out);
@@ -345,8 +351,10 @@ static void test_vocabulary(void **state)
     small_vocab_fill(&v);
     other = v;
     other.tokens[ID_TOOL_CALL] = qw_text_of("<tool_talk>");
-    qw_model *whole = open_model(save_vocab(&v, N_SMALL, "whole.gguf")), *part = open_model(save_vocab(&v, ID_TOOL_CALL_END, "part.gguf"));
-    qw_model *bad = open_model(save_vocab(&other, N_SMALL, "bad.gguf")), *none = open_model(save_vocab(NULL, N_SMALL, "none.gguf"));
+    qw_model *whole = open_model(save_vocab(&v, N_SMALL, "whole.gguf"));
+    qw_model *part = open_model(save_vocab(&v, ID_TOOL_CALL_END, "part.gguf"));
+    qw_model *bad = open_model(save_vocab(&other, N_SMALL, "bad.gguf"));
+    qw_model *none = open_model(save_vocab(NULL, N_SMALL, "none.gguf"));
     assert_int_equal(qw_draft_small_check(whole, whole, &n_common, &err), QW_OK);
     assert_true(n_common <= N_SMALL && qw_tokenizer_is_unused(whole->tokenizer, N_SMALL - 1));
     assert_true(n_common < N_SMALL && !qw_tokenizer_is_unused(whole->tokenizer, (int32_t)n_common - 1));
@@ -480,7 +488,8 @@ static void ask_mtp(mtp_desk *d, uint32_t s)
     next_alone(&d->alone, d->text, d->n, VOCAB);
     draft_alone(&d->alone, d->text, &d->seen, n, want);
     for (uint32_t i = 0; i < n; i++)
-        if (out[i] != want[i]) fail_msg("step %u, %u tokens: token %u of the draft is %d, want %d", s, d->n, i, out[i], want[i]);
+        if (out[i] != want[i])
+            fail_msg("step %u, %u tokens: token %u of the draft is %d, want %d", s, d->n, i, out[i], want[i]);
 }
 
 static void test_mtp(void **state)
@@ -586,7 +595,8 @@ static void compare_answers(qw_model *m, qw_engine_options o, uint32_t s)
     o.context = TEXT_MAX;
     o.n_parallel = TALKS;
     must(qw_engine_create(m, &o, &e, &err), &err);
-    must(qw_engine_create(m, &(qw_engine_options){.n_threads = THREADS, .context = TEXT_MAX, .plain_decoding = true}, &plain, &err), &err);
+    const qw_engine_options one_by_one = {.n_threads = THREADS, .context = TEXT_MAX, .plain_decoding = true};
+    must(qw_engine_create(m, &one_by_one, &plain, &err), &err);
     for (uint32_t turn = 0; turn < TURNS; turn++) {
         for (int i = 0; i < TALKS; i++) {
             say(&talks[i], n_vocab);

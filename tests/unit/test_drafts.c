@@ -276,7 +276,8 @@ static uint32_t model_lacks(void *ctx, void *user, const int32_t *tokens, uint32
     return n > FEW ? n : 0;
 }
 
-static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure, int32_t *out)
+static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure,
+                              int32_t *out)
 {
     world *w = ctx;
     assert_ptr_equal(user, w);
@@ -584,7 +585,8 @@ static void test_model_lacks(void **state)
         w.n_has = 0;
         begin_text(&w, 5000, 5300); /* the half of a long one would cost more than all of the answer */
         run_text(&w, 7, false);
-        if (w.n_has > 0 || w.n_tokens / w.cost < 0.98) fail_msg("right %u: %u computed, %g", right, w.n_has, w.n_tokens / w.cost);
+        if (w.n_has > 0 || w.n_tokens / w.cost < 0.98)
+            fail_msg("right %u: %u computed, %g", right, w.n_has, w.n_tokens / w.cost);
         close_world(&w);
     }
 }

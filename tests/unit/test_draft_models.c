@@ -252,6 +252,13 @@ static void follow_texts(const char *path, double sure)
             memcpy(d.text[lane], d.text[other], sizeof d.text[lane]);
             d.n[lane] = d.n[other];
         }
+        if (what == 3) { /* another text, of which it has read a part when it is edited within that part */
+            d.n[lane] = 0;
+            grow(&d, lane, MOST - 10);
+            for (int i = 0; i < 3; i++) ask(&d, lane, n, out);
+            d.n[lane] = 20 + below(160);
+            grow(&d, lane, 3);
+        }
         if (d.n[lane] > MOST) d.n[lane] = 1;
         size_t before = n_allocations;
         uint32_t n_out = ask_patiently(&d, lane, n, out);

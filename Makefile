@@ -236,7 +236,7 @@ $(CAPPED): $(ISA_CAP)
 $(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
 
 # No allocation goes uncounted.
-$(BUILD)/tests/test_drafts: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
+$(addprefix $(BUILD)/tests/,test_drafts test_draft_models): LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
 $(BUILD)/tests/test_plan: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc -Wl,--wrap=free \
     -Wl,--wrap=posix_memalign
 

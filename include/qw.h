@@ -186,6 +186,9 @@ typedef struct qw_engine_options {
     const char *state_dir;  /* folder where what was computed is saved, so that it outlives the process; NULL: it is not */
     uint64_t state_bytes_max; /* of all files there; 0: 20 GiB */
     bool plain_decoding;    /* one token a pass: no guesses that a pass checks beside it. The answers are the same */
+    bool no_mtp;            /* the model's layer for multi-token prediction, where it has one, does not guess */
+    qw_model *draft;        /* a small model with the same vocabulary that guesses, in place of such a layer; borrows as long
+                               as the engine lives. QW_E_ARG with another vocabulary. NULL: none. The answers are the same */
     uint64_t memory_bytes_max; /* for everything; 0: what the machine has free, less a quarter for others */
 } qw_engine_options;
 qw_engine_options qw_engine_options_default(void);
@@ -198,7 +201,8 @@ typedef struct qw_plan {
     uint64_t kv_bytes;      /* keys and values of `context` tokens */
     uint64_t scratch_bytes; /* activations, logits, per-thread space, recurrent states of n_parallel sequences */
     uint64_t fixed_bytes;   /* answers that are remembered, the cache's index, masks of forms, requests and their events: at most */
-    uint64_t total_bytes;   /* of these five: what is needed */
+    uint64_t draft_bytes;   /* all that the draft model takes (0 without one) */
+    uint64_t total_bytes;   /* of these six: what is needed */
     uint64_t cache_bytes;   /* beyond that, for what others have computed: */
     uint64_t cache_tokens;  /* keys and values of so many tokens, */
     uint32_t n_snapshots;   /* and so many recurrent states */

@@ -125,10 +125,11 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
     int64_t context;          /* 0: the model's own, at most 32768 */
     int64_t n_parallel;       /* answers at the same time; 0: the engine's default */
     uint64_t memory_bytes;    /* for everything; 0: three quarters of what is free */
-    bool exact, no_pack_cache, plain_decoding;
+    bool exact, no_pack_cache, plain_decoding, no_mtp;
     bool saves_state, no_state; /* what was computed goes to the cache folder: the command does so; not wanted */
     uint64_t state_bytes;     /* there at most; 0: the engine's default */
     const char *quantize;     /* type of weights, as in qw_model_options */
+    const char *draft;        /* another model that drafts, named as `name` is; NULL: none */
 } qw_cli_model;
 
 #define QW_CLI_MODEL_NAME_OPT(m)                                                                   \
@@ -142,6 +143,8 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
      "tokens a conversation may hold (the model's own, at most 32768)", 1, 1 << 24},               \
     {0, "plain-decoding", QW_CLI_FLAG, &(m)->plain_decoding, NULL,                                \
      "one token a pass, without guesses that are checked beside it: the same answers", 0, 0},      \
+    {0, "no-mtp", QW_CLI_FLAG, &(m)->no_mtp, NULL,                                                \
+     "no guesses by the model's layer for multi-token prediction, where it has one", 0, 0},        \
     {0, "memory", QW_CLI_BYTES, &(m)->memory_bytes, "SIZE",                                       \
      "for the model and all it keeps of conversations (three quarters of what is free)", 0, 0},    \
     {0, "quant", QW_CLI_STR, &(m)->quantize, "TYPE",                                               \
@@ -156,12 +159,25 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
      "on disk at most, of what conversations have computed (21G)", 0, 0},                          \
     {0, "no-state", QW_CLI_FLAG, &(m)->no_state, NULL, "save nothing of that: it ends with the process", 0, 0}
 
+/* For commands that answer. */
+#define QW_CLI_DRAFT_OPT(m)                                                                        \
+    {0, "draft", QW_CLI_STR, &(m)->draft, "NAME|PATH",                                            \
+     "a small model with the same vocabulary that guesses ahead: the same answers, maybe sooner", 0, 0}
+
 /* Path of the model file the options name. When no model is installed says how to get one and, on a terminal,
  * offers to fetch the default. Returns 0, or the exit code after printing the error. */
 int qw_cli_resolve(const qw_cli_model *m, char *path, size_t cap) QW_MUST_CHECK;
 int qw_cli_open_model(const qw_cli_model *m, qw_model **model) QW_MUST_CHECK;
-/* The model and an engine on it; on failure neither is left open. */
-int qw_cli_open(const qw_cli_model *m, qw_model **model, qw_engine **engine) QW_MUST_CHECK;
+/* The model that drafts; *draft NULL when none is wanted. */
+int qw_cli_open_draft(const qw_cli_model *m, qw_model **draft) QW_MUST_CHECK;
+
+typedef struct qw_cli_loaded { /* owns; zeroed: nothing is open */
+    qw_model *model, *draft;
+    qw_engine *engine;
+} qw_cli_loaded;
+/* The models and an engine on them; on failure none is left open. */
+int qw_cli_open(const qw_cli_model *m, qw_cli_loaded *out) QW_MUST_CHECK;
+void qw_cli_close(qw_cli_loaded *l);
 /* Whether the chat format fits the model: 0, or 1 after an error when there is none. A format that was only
  * recognised by likeness is said in one line on standard error. */
 int qw_cli_check_chat_format(const qw_model *model) QW_MUST_CHECK;

@@ -112,6 +112,7 @@ qw_engine_options qw_cli_engine_options(const qw_cli_model *m)
     options.n_parallel = (uint32_t)m->n_parallel;
     options.memory_bytes_max = m->memory_bytes;
     options.plain_decoding = m->plain_decoding;
+    options.no_mtp = m->no_mtp;
     return options;
 }
 
@@ -124,21 +125,43 @@ static void find_state_dir(const qw_cli_model *m, char *out, size_t cap)
     if ((size_t)snprintf(out, cap, "%s/state", cache) >= cap) *out = 0;
 }
 
-int qw_cli_open(const qw_cli_model *m, qw_model **model, qw_engine **engine)
+int qw_cli_open_draft(const qw_cli_model *m, qw_model **draft)
+{
+    qw_cli_model other = *m;
+    *draft = NULL;
+    if (m->draft == NULL) return 0;
+    other.name = m->draft;
+    return qw_cli_open_model(&other, draft);
+}
+
+static int open_engine(const qw_cli_model *m, qw_cli_loaded *l)
 {
     qw_err err;
-    int rc = qw_cli_open_model(m, model);
-    if (rc != 0) return rc;
     qw_engine_options options = qw_cli_engine_options(m);
     char state[QW_CLI_PATH_MAX + 8];
     find_state_dir(m, state, sizeof(state));
     if (state[0] != 0) options.state_dir = state;
     options.state_bytes_max = m->state_bytes;
-    if (qw_engine_create(*model, &options, engine, &err) == QW_OK) {
-        if (qw_engine_note(*engine)[0]) fprintf(stderr, "qw: note: %s\n", qw_engine_note(*engine));
-        return 0;
-    }
-    qw_model_close(*model);
-    *model = NULL;
-    return qw_cli_error(&err);
+    options.draft = l->draft;
+    if (qw_engine_create(l->model, &options, &l->engine, &err) != QW_OK) return qw_cli_error(&err);
+    if (qw_engine_note(l->engine)[0]) fprintf(stderr, "qw: note: %s\n", qw_engine_note(l->engine));
+    return 0;
+}
+
+int qw_cli_open(const qw_cli_model *m, qw_cli_loaded *out)
+{
+    *out = (qw_cli_loaded){0};
+    int rc = qw_cli_open_model(m, &out->model);
+    if (rc == 0) rc = qw_cli_open_draft(m, &out->draft);
+    if (rc == 0) rc = open_engine(m, out);
+    if (rc != 0) qw_cli_close(out);
+    return rc;
+}
+
+void qw_cli_close(qw_cli_loaded *l)
+{
+    qw_engine_destroy(l->engine);
+    qw_model_close(l->draft);
+    qw_model_close(l->model);
+    *l = (qw_cli_loaded){0};
 }

@@ -347,34 +347,32 @@ static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, cons
 {
     chat c = {.input_is_terminal = isatty(STDIN_FILENO)};
     qw_session *s = &c.session;
-    qw_model *model = NULL;
-    qw_engine *engine = NULL;
+    qw_cli_loaded loaded;
     qw_model_info info;
     qw_err err;
-    int rc = qw_cli_open(m, &model, &engine);
+    int rc = qw_cli_open(m, &loaded);
     if (rc != 0) return rc;
     qw_session_init(s);
-    s->model = model;
-    s->engine = engine;
+    s->model = loaded.model;
+    s->engine = loaded.engine;
     s->sampling = sampling;
     s->chat = *options;
     s->thinking_tokens_max = thinking_tokens_max;
     s->on_terminal = c.input_is_terminal;
     s->notes = c.input_is_terminal && isatty(STDOUT_FILENO) ? stdout : stderr;
     s->notes_dim = c.input_is_terminal && isatty(fileno(s->notes));
-    qw_model_get_info(model, &info);
+    qw_model_get_info(s->model, &info);
     set_model_name(s, &info);
-    rc = qw_cli_check_chat_format(model);
+    rc = qw_cli_check_chat_format(s->model);
     if (rc == 0 && qw_session_set_system(s, qw_text_of(system), &err) != QW_OK) rc = qw_cli_error(&err);
     if (rc == 0) {
-        const char *fault = qw_cli_thinking_fault(model, s->chat.thinking);
+        const char *fault = qw_cli_thinking_fault(s->model, s->chat.thinking);
         if (fault != NULL) qw_session_note(s, "%s", fault);
         qw_cli_catch_interrupt(false);
         rc = c.input_is_terminal ? chat_terminal(&c) : chat_pipe(&c);
     }
     qw_session_free(s);
-    qw_engine_destroy(engine);
-    qw_model_close(model);
+    qw_cli_close(&loaded);
     return rc;
 }
 
@@ -390,6 +388,7 @@ int qw_cmd_chat(int argc, char **argv)
         QW_CLI_THINKING_OPTS(&thinking),
         QW_CLI_SAMPLING_OPTS(&sampling),
         QW_CLI_MODEL_OPTS(&m),
+        QW_CLI_DRAFT_OPT(&m),
         QW_CLI_STATE_OPTS(&m),
     };
     const qw_cli_spec spec = {

@@ -24,8 +24,9 @@ typedef struct run_options {
 } run_options;
 
 typedef struct run_state {
-    qw_model *model;
-    qw_engine *engine;
+    qw_cli_loaded loaded;
+    qw_model *model;   /* loaded.model */
+    qw_engine *engine; /* loaded.engine */
     qw_buf prompt; /* the whole prompt text */
     qw_buf text, reasoning; /* the answer, for --json */
     json_t *tokens;
@@ -175,7 +176,9 @@ static int run(run_options *o, run_state *s)
     int rc = check_options(o);
     if (rc == 0) rc = qw_cli_thinking_apply(&o->thinking, "run", &o->chat);
     if (rc == 0) rc = read_prompt(o, s);
-    if (rc == 0) rc = qw_cli_open(&o->model, &s->model, &s->engine);
+    if (rc == 0) rc = qw_cli_open(&o->model, &s->loaded);
+    s->model = s->loaded.model;
+    s->engine = s->loaded.engine;
     if (rc == 0 && !o->raw && o->suffix == NULL) rc = qw_cli_check_chat_format(s->model);
     if (rc != 0) return rc;
     const char *fault = qw_cli_thinking_fault(s->model, o->chat.thinking);
@@ -219,6 +222,7 @@ int qw_cmd_run(int argc, char **argv)
         QW_CLI_THINKING_OPTS(&o.thinking),
         QW_CLI_SAMPLING_OPTS(&o.sampling),
         QW_CLI_MODEL_OPTS(&o.model),
+        QW_CLI_DRAFT_OPT(&o.model),
     };
     const qw_cli_spec spec = {
         .name = "run",
@@ -242,8 +246,7 @@ int qw_cmd_run(int argc, char **argv)
     int rc = qw_cli_parse(&spec, &argc, argv);
     if (rc == QW_CLI_GO) rc = run(&o, &s);
     json_decref(s.tokens);
-    qw_engine_destroy(s.engine);
-    qw_model_close(s.model);
+    qw_cli_close(&s.loaded);
     qw_buf_free(&s.prompt);
     qw_buf_free(&s.text);
     qw_buf_free(&s.reasoning);

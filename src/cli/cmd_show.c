@@ -184,6 +184,7 @@ static void print_info(const show *s, const qw_model_info *i, const qw_plan *p)
     row_bytes("keys, values", p->kv_bytes, "");
     row_bytes("working space", p->scratch_bytes, "");
     row_bytes("other", p->fixed_bytes, "at most: remembered answers, requests, masks, the index of the cache");
+    if (p->draft_bytes) row_bytes("draft model", p->draft_bytes, "weights, keys, values and working space");
     row_bytes("total", p->total_bytes, "");
     row_bytes("available", p->available_bytes, p->total_bytes > p->available_bytes ? "it does not fit" : "");
     if (p->cache_bytes) {
@@ -202,12 +203,13 @@ static const char *text_or_empty(const char *s)
 static json_t *json_info(const show *s, const qw_model_info *i, const qw_plan *p, const char *refusal)
 {
     json_t *plan =
-        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "context", (json_int_t)p->context,
+        json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}", "context", (json_int_t)p->context,
                   "n_parallel", (json_int_t)p->n_parallel, "cache_bytes", (json_int_t)p->cache_bytes, "cache_tokens",
                   (json_int_t)p->cache_tokens, "n_snapshots", (json_int_t)p->n_snapshots,
                   "weights_bytes", (json_int_t)p->weights_bytes, "packed_bytes", (json_int_t)p->packed_bytes,
                   "kv_bytes", (json_int_t)p->kv_bytes, "scratch_bytes", (json_int_t)p->scratch_bytes,
-                  "fixed_bytes", (json_int_t)p->fixed_bytes, "total_bytes", (json_int_t)p->total_bytes, "available_bytes",
+                  "fixed_bytes", (json_int_t)p->fixed_bytes, "draft_bytes", (json_int_t)p->draft_bytes,
+                  "total_bytes", (json_int_t)p->total_bytes, "available_bytes",
                   (json_int_t)p->available_bytes, "fits", refusal[0] == 0, "refusal", refusal);
     json_t *o = json_pack(
         "{s:s, s:s, s:s, s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:b, s:b, s:o}",
@@ -269,7 +271,7 @@ static int show_model(const show *s)
 {
     qw_model_options options = qw_model_options_default();
     qw_engine_options engine = qw_cli_engine_options(&s->model);
-    qw_model *model = NULL;
+    qw_model *model = NULL, *draft = NULL;
     qw_model_info info;
     qw_plan plan = {0};
     qw_err err = {0};
@@ -279,9 +281,12 @@ static int show_model(const show *s)
     options.no_pack_cache = s->model.no_pack_cache;
     if (qw_model_open(&options, &model, &err) != QW_OK) return qw_cli_error(&err);
     qw_model_get_info(model, &info);
-    qw_status status = qw_engine_plan(model, &engine, &plan, &err);
-    int rc;
-    if (status != QW_OK && status != QW_E_MEMORY) {
+    int rc = qw_cli_open_draft(&s->model, &draft);
+    engine.draft = draft;
+    qw_status status = rc == 0 ? qw_engine_plan(model, &engine, &plan, &err) : QW_OK;
+    if (rc != 0) {
+        /* said already */
+    } else if (status != QW_OK && status != QW_E_MEMORY) {
         rc = qw_cli_error(&err);
     } else if (s->json) {
         rc = print_json(json_info(s, &info, &plan, status == QW_OK ? "" : err.text));
@@ -290,6 +295,7 @@ static int show_model(const show *s)
         rc = qw_cli_finish();
         if (status != QW_OK) fprintf(stderr, "qw: %s\n", err.text);
     }
+    qw_model_close(draft);
     qw_model_close(model);
     return rc;
 }
@@ -310,6 +316,7 @@ int qw_cmd_show(int argc, char **argv)
     show s = {0};
     const qw_cli_opt opts[] = {
         QW_CLI_MODEL_OPTS(&s.model),
+        QW_CLI_DRAFT_OPT(&s.model),
         {0, "json", QW_CLI_FLAG, &s.json, NULL, "one JSON object", 0, 0},
         {0, "tensors", QW_CLI_FLAG, &s.tensors, NULL, "list the tensors: type, bytes, shape, name", 0, 0},
         {0, "metadata", QW_CLI_FLAG, &s.metadata, NULL, "list the metadata of the file", 0, 0},

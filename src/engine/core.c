@@ -157,7 +157,8 @@ static void add_rows(qw_core *c, qw_run *r, uint32_t n)
     c->in_pass[c->n_in_pass++] = r;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t pos = l->seq->n_tokens + i;
-        qw_row row = {.seq = l->seq, .pos = pos, .token = r->job->tokens[pos], .silent = pos + 1 < r->n_known};
+        qw_row row = {.seq = l->seq, .pos = pos, .token = r->job->tokens[pos]};
+        row.silent = pos + 1 + c->o.guesser.n_hidden < r->n_known;
         if (c->recurrent && is_snapshot_point(c, r->job, pos + 1, &edge)) row.keep = take_snapshot(c, l, pos + 1);
         if (c->recurrent && r->n_guesses > 0 && pos + 1 == r->n_known) row.keep = qw_slot_at(c->o.pool, l->spare);
         c->rows[c->n_rows++] = row;
@@ -378,6 +379,16 @@ static qw_status draw_all(qw_core *c, qw_run *r, float *logits, uint32_t *n_righ
     }
 }
 
+/* The first n rows of r hold what its sequence goes on with. */
+static void tell_computed(qw_core *c, const qw_run *r, uint32_t n)
+{
+    const qw_guesser *g = &c->o.guesser;
+    uint32_t i = 0;
+    if (!g->computed) return;
+    while (i < n && c->rows[r->first_row + i].silent) i++;
+    if (i < n) g->computed(g->ctx, qw_lane_number(c, r->lane), r->first_row + i, n - i, c->rows[r->first_row + i].pos);
+}
+
 /* logits: of its last row and of the guesses' rows, or NULL while it has more to compute. */
 static void take_result(qw_core *c, qw_run *r, float *logits)
 {
@@ -385,6 +396,7 @@ static void take_result(qw_core *c, qw_run *r, float *logits)
     uint32_t n_right = 0, n_rows = r->n_rows;
     qw_status status = QW_OK;
     if (logits) status = draw_all(c, r, logits, &n_right, &err);
+    if (status == QW_OK) tell_computed(c, r, n_rows - r->n_guesses + n_right);
     note_computed(c, r, n_rows - r->n_guesses + n_right);
     if (status == QW_OK) status = tell_progress(r, &err);
     c->counts.guessed_right += n_right;
@@ -411,7 +423,7 @@ static bool is_whole(const qw_run *r)
 
 static void compute(qw_core *c)
 {
-    int64_t begun_us = c->now_us;
+    int64_t begun_us = c->o.compute.clock_us(c->o.compute.ctx); /* guessing may have taken time, too */
     uint32_t n_asked = 0;
     qw_err err;
     c->o.compute.forward(c->o.compute.ctx, c->rows, c->n_rows);

@@ -55,6 +55,10 @@ typedef struct qw_guesser {
     void (*advance)(void *ctx, uint32_t lane, uint32_t n);                       /* n are known now */
     void (*note_logits)(void *ctx, int32_t token, const float *logits);          /* what may follow token */
     void (*note_cost)(void *ctx, uint32_t n_rows, double us);                    /* of a pass of answers and guesses alone */
+    /* After a pass and its draws: rows [first_row, first_row + n) of it are what the lane's sequence goes on with, from pos on;
+     * what follows them is known. Only rows of the newest n_hidden tokens that were known are told. */
+    void (*computed)(void *ctx, uint32_t lane, uint32_t first_row, uint32_t n, uint32_t pos);
+    uint32_t n_hidden;
 } qw_guesser;
 
 typedef struct qw_core qw_core;

@@ -30,10 +30,15 @@ enum {
     WEIGHT_MAX = 32,        /* older trials of a sequence fade */
     WEIGHT_ALL_MAX = 1000,  /* of all sequences together */
     PLAIN_EVERY = 64,       /* steps, one without a draft: what it costs stays known */
-    MODEL_EVERY = 64        /* steps, one with the other model: how good it is stays known */
+    MODEL_EVERY = 64,       /* steps, one with the other model: how good it is stays known */
+    GAIN_STEPS = 16,        /* what another model could gain is known of so many last ones; */
+    ANSWER_STEPS = 96,      /* so many more are expected of an answer */
+    CREDIT_BEGIN = 12,      /* passes: for so long the other model may compute in advance, */
+    CREDIT_MAX = 128        /* and with all that it has brought, for so long */
 };
 
 static const double gain_min = 0.02; /* tokens that a draft must promise beyond what it costs, which is not known better */
+static const double credit_share = 0.01; /* of all passes' time goes to the other model's credit */
 
 typedef struct estimate {
     float p, weight; /* of so many trials */
@@ -54,9 +59,17 @@ struct qw_drafts {
     qw_recycled *recycled;
     qw_draft_cost cost;
     estimate kinds[KINDS];
-    double model_us;     /* per token */
+    double model_us, lacking_us; /* of the other model, per token that it drafts, and that it lacks: */
+    uint32_t n_model_us, n_lacking_us; /* so often measured */
+    double credit_us;    /* what the other model has brought, less what it took */
     qw_draft_counts counts;
 };
+
+/* A step with the other model: so many tokens of others and this sequence's, which would have come at that rate without it. */
+typedef struct bet {
+    bool open;
+    double n_others, rate, pass_us;
+} bet;
 
 struct qw_draft {
     qw_drafts *all;
@@ -66,8 +79,10 @@ struct qw_draft {
     uint32_t n;
     estimate kinds[KINDS];
     uint32_t n_drafted, n_model_idle; /* steps since the last plain one; since the other model was asked */
+    double gain_us;                   /* what the other model would save in a step, of late, if it lacked nothing */
     int32_t model[QW_DRAFT_MODEL_DEPTH]; /* [n_model]: what it said */
     uint32_t n_model;
+    bet bet;
     /* The last proposal. guesses[0] is the newest token. */
     guess guesses[1 + GUESSES_MAX];
     uint16_t n_guesses, n_heap;
@@ -279,38 +294,77 @@ static choice choose(const qw_draft *d, const qw_draft_ask *ask)
     return best;
 }
 
-/* How many tokens to ask the other model for: 0 when all else pays more. */
-static uint32_t model_tokens(const qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate)
+/* For how many tokens to ask the other model, n_max at most, and the time that this saves at the rate of all else; 0: none. */
+static double model_gain_us(const qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, uint32_t *best)
 {
-    double p = 1, sum = 1;
-    uint32_t best = 0;
+    double p = 1, sum = 1, gain_us = 0, best_rate = rate;
+    *best = 0;
     for (uint32_t n = 1; n <= n_max; n++) {
         p *= (double)d->kinds[KIND_MODEL + n - 1].p;
         sum += p;
-        double with = (ask->n_expected + sum) / (n * d->all->model_us + qw_draft_cost_us(&d->all->cost, ask->n_rows + 1 + n));
-        if (with <= rate) continue;
-        best = n;
-        rate = with;
+        double took_us = n * d->all->model_us + qw_draft_cost_us(&d->all->cost, ask->n_rows + 1 + n);
+        double with = (ask->n_expected + sum) / took_us;
+        if (with <= best_rate) continue;
+        best_rate = with;
+        gain_us = (ask->n_expected + sum) / rate - took_us;
+        *best = n;
     }
-    return best;
+    return gain_us;
 }
 
-/* Asks the other model if that pays, or once in a while. */
-static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate)
+/* The first measurement takes the place of the guess, later ones weigh less. */
+static void measure_model(double *us, uint32_t *n, double measured)
+{
+    double weight = ++*n < 10 ? 1.0 / *n : 0.1;
+    *us += weight * (measured - *us);
+}
+
+/* The other model's time has to come back: what it brings goes to its credit, what it takes goes from it. */
+static void add_credit(qw_drafts *all, double us)
+{
+    double most = CREDIT_MAX * qw_draft_cost_us(&all->cost, 1);
+    all->credit_us = all->credit_us + us < most ? all->credit_us + us : most;
+}
+
+/* How many tokens to ask the other model for, when that pays, or once in a while, and never on debt. What it lacks is computed
+ * in advance when it comes back within some more steps like the last ones: how long the answer will be, nobody knows. */
+static uint32_t tokens_to_ask(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, uint32_t n_lacking)
+{
+    const qw_drafts *all = d->all;
+    uint32_t n;
+    double price = n_lacking * all->lacking_us, gain_us = model_gain_us(d, ask, n_max, rate, &n);
+    d->gain_us += (gain_us - d->gain_us) / GAIN_STEPS;
+    if (gain_us > 0) return price <= ANSWER_STEPS * d->gain_us && price <= all->credit_us ? n : 0;
+    n = n_max < 2 ? n_max : 2;
+    price += n * all->model_us;
+    d->n_model_idle++;
+    bool due = d->n_model_idle >= MODEL_EVERY && d->n_model_idle * qw_draft_cost_us(&all->cost, 1) >= MODEL_EVERY * price;
+    return due && price <= all->credit_us ? n : 0;
+}
+
+/* Asks the other model if that pays. *us: what it took. */
+static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, double *us)
 {
     qw_drafts *all = d->all;
     const qw_draft_model *m = &all->o.model;
     if (n_max > QW_DRAFT_MODEL_DEPTH) n_max = QW_DRAFT_MODEL_DEPTH;
+    *us = 0;
     if (!m->propose || n_max == 0) return;
-    uint32_t n = model_tokens(d, ask, n_max, rate);
-    if (n == 0 && ++d->n_model_idle >= MODEL_EVERY) n = n_max < 2 ? n_max : 2;
+    uint32_t n_lacking = m->lacks ? m->lacks(m->ctx, d->user, d->tokens, d->n) : 0;
+    uint32_t n = tokens_to_ask(d, ask, n_max, rate, n_lacking);
     if (n == 0) return;
-    d->n_model_idle = 0;
     int64_t begun_us = m->clock_us(m->ctx);
-    d->n_model = m->propose(m->ctx, d->user, d->tokens, d->n, n, d->model);
+    double sure = rate * all->model_us; /* the tokens that come elsewhere in the time of one more: else it does not pay */
+    d->n_model = m->propose(m->ctx, d->user, d->tokens, d->n, n, sure, d->model);
     QW_ASSERT(d->n_model <= n);
-    double us = (double)(m->clock_us(m->ctx) - begun_us);
-    if (d->n_model > 0) all->model_us += 0.1 * (us / d->n_model - all->model_us);
+    *us = (double)(m->clock_us(m->ctx) - begun_us);
+    if (d->n_model > 0) {
+        d->n_model_idle = 0;
+        measure_model(&all->model_us, &all->n_model_us, *us / d->n_model);
+    } else if (n_lacking > 0) {
+        uint32_t n_left = m->lacks(m->ctx, d->user, d->tokens, d->n);
+        if (n_left < n_lacking) measure_model(&all->lacking_us, &all->n_lacking_us, *us / (n_lacking - n_left));
+    }
 }
 
 static uint32_t give(qw_draft *d, const choice *c, qw_draft_node *out)
@@ -334,11 +388,15 @@ uint32_t qw_draft_propose(qw_draft *d, const qw_draft_ask *ask, qw_draft_node *o
     d->n_model = 0;
     build(d, n_max, depth_max, ask->chain);
     choice c = choose(d, ask);
-    ask_model(d, ask, n_max < depth_max ? n_max : depth_max, c.rate);
+    double rate = c.rate, asked_us;
+    bool plain = d->n_drafted + 1 >= PLAIN_EVERY; /* this step, whatever is guessed */
+    ask_model(d, ask, plain ? 0 : n_max < depth_max ? n_max : depth_max, rate, &asked_us);
     if (d->n_model > 0) {
         build(d, n_max, depth_max, ask->chain);
         c = choose(d, ask);
     }
+    add_credit(d->all, -asked_us);
+    d->bet = (bet){d->n_model > 0, ask->n_expected, rate, qw_draft_cost_us(&d->all->cost, ask->n_rows + 1 + c.n)};
     if (c.n > 0 && ++d->n_drafted >= PLAIN_EVERY) c = (choice){.n_expected = 1};
     if (c.n == 0) d->n_drafted = 0;
     d->n_proposed = c.n;
@@ -382,6 +440,8 @@ static int16_t learn_after(qw_draft *d, int16_t at, int32_t token)
 void qw_draft_advance(qw_draft *d, uint32_t n)
 {
     int16_t at = d->n_guesses > 0 ? 0 : -1;
+    if (d->bet.open && n > d->n) add_credit(d->all, (d->bet.n_others + (n - d->n)) / d->bet.rate - d->bet.pass_us);
+    d->bet.open = false;
     for (uint32_t i = d->n; i < n && at >= 0; i++) at = learn_after(d, at, d->tokens[i]);
     d->n_guesses = 0;
     qw_ngrams_set_length(d->ngrams, n);
@@ -400,6 +460,7 @@ qw_status qw_drafts_create(const qw_drafts_options *o, qw_drafts **out, qw_err *
     if (o->sources == 0) ds->o.sources = (1u << QW_DRAFT_SOURCES) - 1;
     ds->cost.us_guess = o->us_per_pass;
     ds->model_us = o->model.us_per_token;
+    ds->lacking_us = o->model.us_per_lacking;
     for (size_t i = 0; i < KINDS; i++) ds->kinds[i] = (estimate){p_begin((uint8_t)i), WEIGHT_BEGIN};
     QW_TRY_GOTO(qw_recycled_create(o->n_vocab, &ds->recycled, err));
     *out = ds;
@@ -429,7 +490,10 @@ void qw_drafts_note_top(qw_drafts *ds, int32_t token, const qw_top *top, size_t 
 
 void qw_drafts_note_cost(qw_drafts *ds, uint32_t n_rows, double us)
 {
+    bool first = ds->cost.n_notes == 0;
     qw_draft_cost_note(&ds->cost, n_rows, us);
+    first = first && ds->cost.n_notes > 0;
+    add_credit(ds, (first ? CREDIT_BEGIN : credit_share) * qw_draft_cost_us(&ds->cost, n_rows));
 }
 
 double qw_drafts_cost_us(const qw_drafts *ds, uint32_t n_rows)
@@ -472,6 +536,9 @@ void qw_draft_begin(qw_draft *d, const int32_t *tokens, uint32_t n)
     d->tokens = tokens;
     d->n = n;
     d->n_guesses = 0;
-    d->n_drafted = d->n_model_idle = 0;
+    d->n_drafted = 0;
+    d->bet.open = false;
+    d->gain_us = 0;
+    d->n_model_idle = d->all->n_model_us > 0 ? 0 : MODEL_EVERY * CREDIT_BEGIN; /* what it takes is not known yet */
     for (size_t i = 0; i < KINDS; i++) d->kinds[i] = (estimate){d->all->kinds[i].p, WEIGHT_BEGIN};
 }

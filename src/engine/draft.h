@@ -44,10 +44,14 @@ typedef struct qw_draft_node {
  * is asked only when they pay. */
 typedef struct qw_draft_model {
     void *ctx;
-    /* The n <= QW_DRAFT_MODEL_DEPTH most probable tokens in a row after tokens [n_tokens], of the same vocabulary; returns how
-     * many there are, 0 when it is not ready. `user` says which sequence. */
-    uint32_t (*propose)(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, int32_t *out);
-    double us_per_token; /* a guess, until it was measured */
+    /* At most n <= QW_DRAFT_MODEL_DEPTH most probable tokens in a row after tokens [n_tokens], of the same vocabulary; it goes
+     * on while the probability that all are right, as it sees it, is at least `sure`. Returns how many there are, 0 when it is
+     * not ready. `user` says which sequence. */
+    uint32_t (*propose)(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure, int32_t *out);
+    /* How many tokens it has to compute before it can say something, should that be more than a few: it does so in pieces, one
+     * each time that it is asked. NULL: never any. */
+    uint32_t (*lacks)(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens);
+    double us_per_token, us_per_lacking; /* guesses, until they were measured */
     int64_t (*clock_us)(void *ctx);
 } qw_draft_model;
 

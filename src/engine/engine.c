@@ -7,6 +7,7 @@
 #include "base/clock.h"
 #include "base/mem.h"
 #include "engine/dial.h"
+#include "engine/draft_small.h"
 #include "engine/guesser.h"
 #include "engine/request.h"
 
@@ -344,10 +345,10 @@ static qw_status find_banned(qw_engine *e, qw_err *err)
 enum { PASS_ROWS = 8 /* of a prompt take about as long as one row alone: a guess, until it was measured */ };
 
 /* A guess of what a row of a prompt takes, likewise. */
-static double us_per_row(const qw_engine *e)
+static double us_per_row(const qw_engine *e, const qw_model *m)
 {
     enum { MAC_PER_US = 50000 }; /* of one thread */
-    return (double)e->model->net->n_params / ((double)MAC_PER_US * e->rt.n_threads) + 1;
+    return (double)m->net->n_params / ((double)MAC_PER_US * e->rt.n_threads) + 1;
 }
 
 static qw_status create_core(qw_engine *e, const qw_plan *plan, qw_err *err)
@@ -358,7 +359,7 @@ static qw_status create_core(qw_engine *e, const qw_plan *plan, qw_err *err)
         .pool = e->rt.seqs, .tokenizer = e->model->tokenizer, .events = &e->events, .n_vocab = e->model->net->hp.n_vocab,
         .banned = e->banned, .n_banned = e->n_banned, .context = e->context, .n_lanes = plan->n_parallel,
         .guesser = e->guesses ? qw_guesses_guesser(e->guesses) : none, .n_rows_max = QW_BATCH_ROWS,
-        .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e), .store = e->state ? &e->store : NULL,
+        .n_snapshots = plan->n_snapshots, .us_per_row = us_per_row(e, e->model), .store = e->state ? &e->store : NULL,
         .ended = job_ended, .ended_ctx = e};
     if (getrandom(&o.key, sizeof o.key, 0) != sizeof o.key) return qw_fail_errno(err, "cannot draw a random key");
     return qw_core_create(&o, &e->core, err);
@@ -393,15 +394,41 @@ static void open_state(qw_engine *e, const qw_engine_options *o)
     e->state = NULL;
 }
 
+static qw_status create_small(qw_engine *e, const qw_engine_options *o, const qw_plan *plan, qw_err *err)
+{
+    qw_draft_small_options so = {.small = o->draft, .pool = e->rt.pool, .n_lanes = plan->n_parallel, .context = e->context,
+                                 .us_per_row = us_per_row(e, o->draft)};
+    QW_TRY(qw_draft_small_check(e->model, o->draft, &so.n_common, err));
+    QW_TRY(qw_draft_small_create(&so, &e->small, err));
+    if (o->draft->weights && o->draft != e->model && qw_weights_note(o->draft->weights)[0])
+        snprintf(e->note, sizeof e->note, "of the draft model: %s", qw_weights_note(o->draft->weights));
+    return QW_OK;
+}
+
+static qw_status create_guesses(qw_engine *e, const qw_engine_options *o, const qw_plan *plan, qw_err *err)
+{
+    qw_guesses_options g = {.n_lanes = plan->n_parallel, .n_vocab = e->model->net->hp.n_vocab, .context = e->context,
+                            .us_per_pass = PASS_ROWS * us_per_row(e, e->model)};
+    if (o->plain_decoding) return QW_OK;
+    if (o->draft) {
+        QW_TRY(create_small(e, o, plan, err));
+        g.model = qw_draft_small_model(e->small);
+    } else if (qw_engine_uses_mtp(e->model, o)) {
+        double us_per_token = g.us_per_pass / e->model->net->hp.n_layers; /* a layer, and a head that may be large */
+        QW_TRY(qw_draft_mtp_create(e->rt.pass, e->model->exact, plan->n_parallel, 2 * us_per_token, &e->mtp, err));
+        g.model = qw_draft_mtp_model(e->mtp);
+        g.mtp = e->mtp;
+    }
+    return qw_guesses_create(&g, &e->guesses, err);
+}
+
 static qw_status create_compute(qw_engine *e, const qw_engine_options *o, const qw_plan *plan, qw_err *err)
 {
     qw_runtime_options ro = qw_engine_runtime_options(e->model, o, plan);
     QW_TRY(qw_runtime_create(e->model->net, &ro, &e->rt, err));
     QW_TRY(qw_model_prepare(e->model, e->rt.pool, err));
     QW_TRY(find_banned(e, err));
-    if (!o->plain_decoding)
-        QW_TRY(qw_guesses_create(plan->n_parallel, e->model->net->hp.n_vocab, e->context, PASS_ROWS * us_per_row(e),
-                                 &e->guesses, err));
+    QW_TRY(create_guesses(e, o, plan, err));
     open_state(e, o);
     return create_core(e, plan, err);
 }
@@ -461,6 +488,8 @@ void qw_engine_destroy(qw_engine *e)
     if (e->state_files) qw_state_files_close(e->state_files);
     qw_core_destroy(e->core);
     qw_guesses_destroy(e->guesses);
+    qw_draft_small_destroy(e->small);
+    qw_draft_mtp_destroy(e->mtp);
     free(e->banned);
     qw_runtime_destroy(&e->rt);
     qw_events_free(&e->events);

@@ -157,10 +157,14 @@ struct qw_engine {
     qw_state_store store;
     bool waits;                 /* the core waits for the store, or for readers */
     struct qw_guesses *guesses; /* NULL: plain decoding */
+    struct qw_draft_small *small; /* owns; NULL: no draft model */
+    struct qw_draft_mtp *mtp;   /* owns; NULL: no layer for multi-token prediction, or not wanted */
     int32_t *banned;      /* [n_banned]: padding rows of the vocabulary, never sampled */
     size_t n_banned;
 };
 
+/* Whether the model's layer for multi-token prediction drafts: where it has one, unless another model does, or nothing may. */
+bool qw_engine_uses_mtp(const qw_model *m, const qw_engine_options *o);
 /* What the engine's runtime is made with. */
 qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, const qw_plan *plan);
 

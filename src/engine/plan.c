@@ -6,6 +6,7 @@
 #include <stdio.h>
 
 #include "base/mem_left.h"
+#include "engine/draft_small.h"
 #include "engine/guesser.h"
 #include "model/forward.h"
 
@@ -37,6 +38,11 @@ static uint32_t states_per_lane(const qw_engine_options *o)
     return o->plain_decoding ? 1 : 2;
 }
 
+bool qw_engine_uses_mtp(const qw_model *m, const qw_engine_options *o)
+{
+    return m->net->mtp && !o->no_mtp && !o->draft && !o->plain_decoding;
+}
+
 qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_options *o, const qw_plan *plan)
 {
     return (qw_runtime_options){.n_threads = o->n_threads, .exact = m->exact, .n_rows_max = QW_BATCH_ROWS, .n_seqs = 1,
@@ -49,6 +55,15 @@ qw_runtime_options qw_engine_runtime_options(const qw_model *m, const qw_engine_
 static uint64_t shared_bytes(const qw_model *m)
 {
     return (m->memory ? qw_memory_bytes(QW_MEMORY_BYTES_MAX) : 0) + (m->tokenizer ? qw_token_trie_bytes(m->tokenizer) : 0);
+}
+
+/* Everything that the draft model takes; its weights once when it is the model itself. */
+static uint64_t draft_bytes(const qw_model *m, const qw_engine_options *o, const qw_plan *p)
+{
+    uint64_t mapped = 0, packed = 0;
+    if (!o->draft) return 0;
+    if (o->draft != m) qw_model_weight_bytes(o->draft, &mapped, &packed);
+    return mapped + packed + qw_draft_small_bytes(o->draft, o->n_threads, p->n_parallel, pages_of(p->context) * QW_KV_TILE);
 }
 
 /* Needs of a plan whose n_parallel is set; the cache is empty. */
@@ -64,11 +79,13 @@ static void add_needs(const qw_model *m, const qw_engine_options *o, uint64_t sh
         uint32_t whole_pages = pages_of(p->context) * QW_KV_TILE;
         p->scratch_bytes += qw_guesses_bytes(p->n_parallel, m->net->hp.n_vocab, whole_pages);
     }
+    if (qw_engine_uses_mtp(m, o)) p->scratch_bytes += qw_draft_mtp_bytes(m->net, m->exact, p->n_parallel);
+    p->draft_bytes = draft_bytes(m, o, p);
     const qw_core_options core = {.tokenizer = m->tokenizer, .n_vocab = m->net->hp.n_vocab, .context = p->context,
                                   .n_lanes = p->n_parallel, .n_rows_max = QW_BATCH_ROWS,
                                   .n_snapshots = m->net->recurrent_bytes ? SNAPSHOTS_MAX : 0};
     p->fixed_bytes = shared + qw_core_bytes(&core, pages_of(p->context));
-    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes + p->fixed_bytes;
+    p->total_bytes = p->weights_bytes + p->packed_bytes + p->kv_bytes + p->scratch_bytes + p->fixed_bytes + p->draft_bytes;
 }
 
 /* What is left goes to pages, and with recurrent states half of it to those. */
@@ -101,6 +118,15 @@ static uint32_t pages_that_fit(const qw_model *m, const qw_engine_options *o, ui
     return fit;
 }
 
+static qw_status check_draft(const qw_model *m, const qw_engine_options *o, qw_err *err)
+{
+    uint32_t n_common;
+    if (!o->draft) return QW_OK;
+    if (o->plain_decoding)
+        return qw_fail(err, QW_E_ARG, "a draft model and plain decoding exclude each other: nothing is guessed then");
+    return qw_draft_small_check(m, o->draft, &n_common, err);
+}
+
 static qw_status refuse(const qw_model *m, const qw_engine_options *o, uint64_t shared, const qw_plan *p, qw_err *err)
 {
     uint32_t fits = pages_that_fit(m, o, shared, *p) * QW_KV_TILE;
@@ -128,6 +154,7 @@ qw_status qw_engine_plan(const qw_model *m, const qw_engine_options *o, qw_plan 
         return qw_fail(err, QW_E_ARG, "%u requests at a time are wanted, at most %d are possible", o->n_parallel,
                        QW_PARALLEL_MAX);
     }
+    QW_TRY(check_draft(m, o, err));
     out->available_bytes = o->memory_bytes_max ? o->memory_bytes_max : qw_mem_left();
     qw_model_weight_bytes(m, &out->weights_bytes, &out->packed_bytes);
     out->n_parallel = o->n_parallel ? o->n_parallel : QW_PARALLEL_DEFAULT;

@@ -80,3 +80,10 @@ size_t qw_top_of(const float *logits, size_t n_logits, size_t k, qw_top *out)
     }
     return look(logits, at, n_logits, out, n, k);
 }
+
+double qw_top_share(const qw_top *top, size_t n)
+{
+    double sum = 0;
+    for (size_t i = 0; i < n; i++) sum += exp((double)top[i].logit - (double)top[0].logit);
+    return 1 / sum;
+}

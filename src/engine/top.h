@@ -19,4 +19,7 @@ typedef struct qw_top {
  * number never count. Returns how many there are. Allocates nothing. */
 size_t qw_top_of(const float *logits, size_t n, size_t k, qw_top *out);
 
+/* The first one's probability among these n >= 1, which is at least its probability among all. */
+double qw_top_share(const qw_top *top, size_t n);
+
 #endif

@@ -91,7 +91,7 @@ static void attend_sparsely(qw_pass *p, const qw_layer *l, qw_heads queries, siz
     qw_linear product = {.w = &l->attn.index_q, .out = p->index_q, .ld = ld};
     ops->linear(p->be, p->normed, p->net->hp.hidden, n, &product, 1);
     norm_and_rotate(p, heads, n, l->attn.index_q_norm);
-    ops->sparse_attention(p->be, &p->kv, l->kv_index, &x, p->kv_rows, n, queries, p->index_q, p->mixed, q);
+    ops->sparse_attention(p->be, &p->kv, l->kv_index - p->kv_first, &x, p->kv_rows, n, queries, p->index_q, p->mixed, q);
 }
 
 static void store_index_keys(qw_pass *p, const qw_layer *l)
@@ -100,7 +100,7 @@ static void store_index_keys(qw_pass *p, const qw_layer *l)
     qw_index x = index_of(p, l);
     qw_linear product = {.w = &l->attn.index_k, .out = p->index_k, .ld = x.dim};
     ops->linear(p->be, p->normed, p->net->hp.hidden, p->n_rows, &product, 1);
-    ops->index_store(p->be, &p->kv, l->kv_index, &x, p->kv_rows, p->n_rows, p->index_k);
+    ops->index_store(p->be, &p->kv, l->kv_index - p->kv_first, &x, p->kv_rows, p->n_rows, p->index_k);
 }
 
 static void attention_forward(qw_pass *p, const qw_layer *l)
@@ -119,7 +119,7 @@ static void attention_forward(qw_pass *p, const qw_layer *l)
 
     ops->linear(p->be, p->normed, h, n, kvq, l->last ? 2 : 3);
     norm_and_rotate(p, keys, n, l->attn.k_norm);
-    ops->kv_store(p->be, &p->kv, l->kv_index, p->kv_rows, n, p->k, p->v, kv);
+    ops->kv_store(p->be, &p->kv, l->kv_index - p->kv_first, p->kv_rows, n, p->k, p->v, kv);
     if (hp->index_block) store_index_keys(p, l);
     if (l->last) { /* only rows whose logits are asked for go on */
         qw_pass_drop_silent(p);
@@ -131,7 +131,7 @@ static void attention_forward(qw_pass *p, const qw_layer *l)
     if (hp->index_block)
         attend_sparsely(p, l, queries, q);
     else
-        ops->attention(p->be, &p->kv, l->kv_index, p->kv_rows, n, queries, p->mixed, q);
+        ops->attention(p->be, &p->kv, l->kv_index - p->kv_first, p->kv_rows, n, queries, p->mixed, q);
     if (hp->family->gated_attention) {
         queries.x += hd; /* the gates */
         ops->sigmoid_gate(p->be, p->mixed, q, n, queries);

@@ -249,7 +249,7 @@ void qw_forward_mtp(qw_pass *p, const qw_row *rows, size_t n_rows, const float *
     const qw_backend_ops *ops = p->be->ops;
     size_t h = p->net->hp.hidden;
     float eps = p->net->hp.rms_eps;
-    QW_ASSERT(m && p->kv.n_layers > p->net->n_kv_layers);
+    QW_ASSERT(m && p->kv_first + p->kv.n_layers > p->net->n_kv_layers);
     begin(p, rows, n_rows);
     p->output = &m->output;
     p->head = m->head;

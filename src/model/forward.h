@@ -26,6 +26,7 @@ struct qw_pass {
     const qw_net *net;
     qw_backend *be;
     qw_kv_shape kv;
+    uint32_t kv_first;   /* kv_index of the layer that comes first in the sequences' pages: they may be of the last one alone */
     size_t n_rows_max, n_rows; /* n_rows: of the batch; from the last layer on, of those not silent */
     size_t n_batch;
     bool dropped;        /* the silent rows */

@@ -13,6 +13,7 @@ static uint32_t n_slots(const qw_runtime_options *o)
 
 static int n_threads_of(const qw_runtime_options *o)
 {
+    if (o->pool) return qw_pool_threads(o->pool);
     return o->n_threads > 0 ? o->n_threads : qw_cpu_count();
 }
 
@@ -29,8 +30,8 @@ qw_status qw_runtime_create(const qw_net *net, const qw_runtime_options *o, qw_r
     qw_kv_shape shape = qw_net_kv_shape(net, qw_runtime_kv_type(o->exact), o->mtp);
     qw_cpu_sizes sizes = qw_net_cpu_sizes(net, o->n_rows_max, !o->exact);
     qw_status status;
-    *rt = (qw_runtime){.n_threads = n_threads_of(o)};
-    QW_TRY_GOTO(qw_pool_create(rt->n_threads, &rt->pool, err));
+    *rt = (qw_runtime){.n_threads = n_threads_of(o), .pool = o->pool, .pool_borrowed = o->pool != NULL};
+    if (!rt->pool) QW_TRY_GOTO(qw_pool_create(rt->n_threads, &rt->pool, err));
     QW_TRY_GOTO(qw_cpu_create(rt->pool, qw_cpu_isa(), &sizes, &rt->be, err));
     QW_TRY_GOTO(qw_pass_create(net, rt->be, &shape, o->n_rows_max, &rt->pass, err));
     const qw_seq_pool_options so = {.shape = shape, .n_pages = n_pages(o), .seq_tokens_max = o->seq_tokens_max,
@@ -47,6 +48,6 @@ void qw_runtime_destroy(qw_runtime *rt)
     qw_seq_pool_destroy(rt->seqs);
     qw_pass_destroy(rt->pass);
     if (rt->be) rt->be->ops->destroy(rt->be);
-    qw_pool_destroy(rt->pool);
+    if (!rt->pool_borrowed) qw_pool_destroy(rt->pool);
     *rt = (qw_runtime){0};
 }

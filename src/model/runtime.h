@@ -11,6 +11,7 @@
 
 typedef struct qw_runtime_options {
     int n_threads;           /* 0: the cores this process may use */
+    qw_pool *pool;           /* borrows: another runtime's, of which only one computes at a time; NULL: one of its own */
     bool exact;              /* float32 keys and values (weights: leave them unpacked) */
     bool mtp;                /* with multi-token prediction, which the network has */
     uint32_t n_rows_max;     /* rows in one pass */
@@ -23,6 +24,7 @@ typedef struct qw_runtime_options {
 typedef struct qw_runtime {
     int n_threads;
     qw_pool *pool;
+    bool pool_borrowed;
     qw_backend *be;
     qw_pass *pass;
     qw_seq_pool *seqs;

@@ -39,8 +39,7 @@ static void name_model(const serve_options *o, const char *path, char out[MODEL_
 static int serve(const serve_options *o)
 {
     char id[MODEL_ID_BYTES];
-    qw_model *model = NULL;
-    qw_engine *engine = NULL;
+    qw_cli_loaded loaded;
     qw_model_info info;
     qw_service service;
     qw_err err;
@@ -48,9 +47,9 @@ static int serve(const serve_options *o)
                              .verbose = o->verbose, .model_id = id, .aliases = o->aliases.v,
                              .n_aliases = o->aliases.n, .hosts = o->hosts.v, .n_hosts = o->hosts.n};
     if (qw_service_check_host(&so, &err) != QW_OK) return qw_cli_usage("serve", "%s", err.text);
-    int rc = qw_cli_open(&o->model, &model, &engine);
+    int rc = qw_cli_open(&o->model, &loaded);
     if (rc != 0) return rc;
-    qw_model_get_info(model, &info);
+    qw_model_get_info(loaded.model, &info);
     name_model(o, info.path, id);
     if (strcmp(info.chat_format, "none") == 0)
         rc = qw_cli_fail("%s has no chat format, so it cannot be served; `qw run --raw` continues a text with it", id);
@@ -58,7 +57,7 @@ static int serve(const serve_options *o)
      * down must not turn an orderly end into a death. */
     signal(SIGINT, SIG_IGN);
     signal(SIGTERM, SIG_IGN);
-    if (rc == 0 && qw_service_open(&service, &so, model, engine, &err) != QW_OK) rc = qw_cli_error(&err);
+    if (rc == 0 && qw_service_open(&service, &so, loaded.model, loaded.engine, &err) != QW_OK) rc = qw_cli_error(&err);
     if (rc == 0) {
         if (!info.chat_template_known)
             fprintf(stderr, "qw: the chat template of %s is not known; it is treated as %s\n", id, info.chat_format);
@@ -67,8 +66,7 @@ static int serve(const serve_options *o)
         if (rc == 0 && qw_service_run(&service, &err) != QW_OK) rc = qw_cli_error(&err);
         qw_service_close(&service);
     }
-    qw_engine_destroy(engine);
-    qw_model_close(model);
+    qw_cli_close(&loaded);
     return rc;
 }
 
@@ -86,6 +84,7 @@ int qw_cmd_serve(int argc, char **argv)
         {0, "parallel", QW_CLI_INT, &o.model.n_parallel, "N", "answers at the same time; others wait (8)", 1, 64},
         {0, "verbose", QW_CLI_FLAG, &o.verbose, NULL, "a line on standard error for every request", 0, 0},
         QW_CLI_MODEL_OPTS(&o.model),
+        QW_CLI_DRAFT_OPT(&o.model),
         QW_CLI_STATE_OPTS(&o.model),
     };
     const qw_cli_spec spec = {

@@ -160,6 +160,8 @@ def test_run(s):
     both = s.run("run", *s.short("--greedy", "-p", "Say hello", "-f", prompt))[1]
     s.equal(both, s.run("run", *s.short("--greedy", "-p", "Say hello\n\nSay hello"))[1], "-p before -f")
     s.equal(s.run("run", *s.short("--greedy", "-pSay hello", "--"))[1], out, "-pVALUE and --")
+    s.equal(s.run("run", *s.short("-p", "Say hello", "--greedy", "--draft", s.model))[1], out, "--draft changes no answer")
+    s.one_line_error(["run", *s.short("-p", "x", "--draft", "no-such-model")], 1, "no-such-model", "a draft model that is not there")
     s.one_line_error(["run", *s.short("-f", "missing.txt")], 1, "missing.txt", "a prompt file that is not there")
     for args in (["--raw", "-p", "Once"], ["--raw", "--special", "-p", "<|im_start|>x"]):
         rc, out, err = s.run("run", *s.short(*args))

@@ -12,7 +12,8 @@ enum { VOCAB = 61, STATE_BYTES = 64, ROWS_MAX = 1024, CONTEXT_MAX = 4096 };
 typedef struct fake {
     sim_model base;
     qw_seq_pool *pool;
-    uint64_t hash[ROWS_MAX]; /* of the rows of the last pass */
+    uint64_t hash[ROWS_MAX];    /* of the rows of the last pass */
+    uint64_t alone[CONTEXT_MAX]; /* of the positions of the last solo */
 } fake;
 
 uint64_t sim_mix(uint64_t a, uint64_t b)
@@ -84,7 +85,7 @@ static void logits(void *model, const uint32_t *rows, size_t n, float *out, size
 
 static void solo(sim_model *m, const int32_t *prompt, uint32_t n_prompt, const qw_sampling *sampling, uint32_t n, sim_solo *out)
 {
-    static uint64_t hashes[CONTEXT_MAX];
+    uint64_t *hashes = ((fake *)m)->alone;
     float l[VOCAB];
     qw_sampling_run *draws = NULL;
     qw_sampler *sampler = NULL;
@@ -126,6 +127,16 @@ static void close_run(sim_model *m)
     qw_seq_pool_destroy(((fake *)m)->pool); /* asserts that every page and slot came back */
 }
 
+static uint64_t row_hash(const sim_model *m, uint32_t row)
+{
+    return ((const fake *)m)->hash[row];
+}
+
+static uint64_t alone_hash(const sim_model *m, uint32_t pos)
+{
+    return ((const fake *)m)->alone[pos];
+}
+
 static int64_t cost_us(size_t n_rows)
 {
     return 5000 + 500 * (int64_t)n_rows;
@@ -134,6 +145,6 @@ static int64_t cost_us(size_t n_rows)
 sim_model *sim_fake_model(void)
 {
     static fake f = {.base = {.n_vocab = VOCAB, .open_run = open_run, .close_run = close_run, .forward = forward, .logits = logits,
-                              .solo = solo, .cost_us = cost_us}};
+                              .solo = solo, .cost_us = cost_us, .row = row_hash, .position = alone_hash}};
     return &f.base;
 }

@@ -21,6 +21,9 @@ struct sim_model {
     /* The first n tokens of the answer to tokens [n_prompt], computed alone. */
     void (*solo)(sim_model *m, const int32_t *tokens, uint32_t n_prompt, const qw_sampling *sampling, uint32_t n, sim_solo *out);
     int64_t (*cost_us)(size_t n_rows); /* of a pass, in the simulation's time */
+    /* What a row of the last pass computed, and what the last solo did at a position; NULL: cannot be told. */
+    uint64_t (*row)(const sim_model *m, uint32_t row);
+    uint64_t (*position)(const sim_model *m, uint32_t pos);
 };
 
 uint64_t sim_mix(uint64_t a, uint64_t b);

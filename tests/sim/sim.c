@@ -12,12 +12,15 @@
  *   - requests end: a step that does nothing while there are requests is a failure, unless nobody reads
  *   - who does not read holds up nobody: every other request gets on, and what waits for the reader is bounded
  *   - a request that is cancelled ends in the next step, read or not
+ *   - with guesses: the rows that are told as computed are those of the sequence, the newest is told unless it was reused
+ * Guesses come from here, or from the engine's own sources with a draft model of which so many tokens in a hundred are right.
  * A failure prints its seed; the last line is "N passed, N failed".
  */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "engine/guesser.h"
 #include "fake_state.h"
 #include "model.h"
 
@@ -25,7 +28,10 @@ enum {
     CONTEXT = 1024,
     CLIENTS_MAX = 12,
     MESSAGES_MAX = 40,
-    STEPS_MAX = 400000
+    STEPS_MAX = 400000,
+    DRAFT_ROWS = 8,     /* that the draft model computes on the way; what it lacks beyond them it computes in pieces, */
+    DRAFT_PIECE = 32,
+    DRAFT_US = 1000     /* a token of which takes so long */
 };
 
 /* ---- chance --------------------------------------------------------------------------------------- */
@@ -72,8 +78,14 @@ typedef struct world {
     struct client *clients;
     struct {
         const struct client *client;
+        const qw_job *job;
         uint32_t n;      /* tokens known */
+        int64_t newest;  /* position that was told as computed; -1: none */
+        uint32_t n_drafted; /* tokens that the draft model has computed */
     } guessed[CLIENTS_MAX]; /* by lane */
+    qw_guesses *drafts;  /* the engine's sources; NULL: guesses come from here */
+    uint32_t draft_right; /* percent of the draft model's tokens */
+    bool by_drafts;
     uint32_t n_clients, n_live;
 } world;
 
@@ -268,12 +280,14 @@ static sim_solo solo(const world *w, const client *c, uint32_t n)
     return out;
 }
 
-/* Guesses that are right three times in four. */
 static void fake_begin(void *ctx, uint32_t lane, const qw_job *job, uint32_t n)
 {
     world *w = ctx;
     w->guessed[lane].client = job->user;
+    w->guessed[lane].job = job;
     w->guessed[lane].n = n;
+    w->guessed[lane].newest = -1;
+    w->guessed[lane].n_drafted = 0;
 }
 
 static void fake_advance(void *ctx, uint32_t lane, uint32_t n)
@@ -283,18 +297,107 @@ static void fake_advance(void *ctx, uint32_t lane, uint32_t n)
     w->guessed[lane].n = n;
 }
 
-static uint32_t fake_guess(void *ctx, uint32_t lane, const qw_guess_ask *ask, int32_t *out, double *n_expected)
+static void fake_computed(void *ctx, uint32_t lane, uint32_t first_row, uint32_t n, uint32_t pos)
 {
     world *w = ctx;
     const client *c = w->guessed[lane].client;
-    sim_solo want = {0};
-    uint32_t n = w->guessed[lane].n, n_guesses = below(ask->n_max + 1);
+    const int32_t *tokens = w->guessed[lane].job->tokens;
+    uint32_t n_after = pos + n + 1; /* the token after the last of them is known */
+    w->guessed[lane].newest = (int64_t)n_after - 2;
+    if (!w->model->row || !chance(20)) return;
+    sim_solo want = solo(w, c, n_after > c->n_prompt ? n_after - c->n_prompt : 1);
+    for (uint32_t i = 0; i < n; i++)
+        if (w->model->row(w->model, first_row + i) != w->model->position(w->model, pos + i))
+            FAIL(w, "row %u is told to be position %u of lane %u, and is not", first_row + i, pos + i, lane);
+    for (uint32_t i = 0; i < n_after; i++)
+        if (tokens[i] != (i < c->n_prompt ? c->tokens[i] : want.tokens[i - c->n_prompt]))
+            FAIL(w, "position %u was told as computed, and token %u is not known", n_after - 2, i);
+}
+
+/* What a model would go on with that is right so many times in a hundred. */
+static void guess_tokens(world *w, uint32_t lane, uint32_t right, int32_t *out, uint32_t n)
+{
+    const client *c = w->guessed[lane].client;
+    uint32_t at = w->guessed[lane].n - c->n_prompt;
+    sim_solo want = solo(w, c, at + n);
+    for (uint32_t i = 0; i < n; i++) out[i] = chance(right) ? want.tokens[at + i] : (int32_t)below(w->model->n_vocab);
+}
+
+static uint64_t n_draft_tokens; /* of all seeds */
+
+static uint32_t draft_lacks(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens)
+{
+    const world *w = ctx;
+    (void)tokens;
+    uint32_t n = n_tokens - w->guessed[(uintptr_t)user].n_drafted;
+    return n > DRAFT_ROWS ? n : 0;
+}
+
+static uint32_t draft_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure,
+                              int32_t *out)
+{
+    world *w = ctx;
+    uint32_t lane = (uint32_t)(uintptr_t)user, n_lacking = draft_lacks(ctx, user, tokens, n_tokens);
+    if (n_tokens != w->guessed[lane].n || tokens != w->guessed[lane].job->tokens) FAIL(w, "drafts after other tokens");
+    if (n_lacking > 0) {
+        uint32_t piece = n_lacking < DRAFT_PIECE ? n_lacking : DRAFT_PIECE;
+        w->guessed[lane].n_drafted += piece;
+        w->now_us += piece * DRAFT_US / 8;
+        return 0;
+    }
+    w->guessed[lane].n_drafted = n_tokens;
+    if (n_tokens + n > CONTEXT) return 0;
+    if (sure > (double)w->draft_right / 100) n = 1;
+    guess_tokens(w, lane, w->draft_right, out, n);
+    w->now_us += n * DRAFT_US;
+    n_draft_tokens += n;
+    return n;
+}
+
+static uint32_t fake_guess(void *ctx, uint32_t lane, const qw_guess_ask *ask, int32_t *out, double *n_expected)
+{
+    world *w = ctx;
+    uint32_t n = w->guessed[lane].n, n_guesses;
+    bool reused = w->guessed[lane].newest < 0; /* all but the newest token came from the cache */
+    if (!reused && w->guessed[lane].newest + 2 != n)
+        FAIL(w, "%u tokens are known, position %lld was told last", n, (long long)w->guessed[lane].newest);
+    if (w->drafts) {
+        qw_guesser g = qw_guesses_guesser(w->drafts);
+        return g.guess(g.ctx, lane, ask, out, n_expected);
+    }
+    n_guesses = below(ask->n_max + 1);
     if (n + n_guesses > CONTEXT) n_guesses = 0;
-    if (n_guesses > 0) want = solo(w, c, n - c->n_prompt + n_guesses);
-    for (uint32_t i = 0; i < n_guesses; i++)
-        out[i] = chance(75) ? want.tokens[n - c->n_prompt + i] : (int32_t)below(w->model->n_vocab);
+    if (n_guesses > 0) guess_tokens(w, lane, 75, out, n_guesses);
     *n_expected = 1 + 0.5 * n_guesses;
     return n_guesses;
+}
+
+static void draft_begin(void *ctx, uint32_t lane, const qw_job *job, uint32_t n)
+{
+    world *w = ctx;
+    qw_guesser g = qw_guesses_guesser(w->drafts);
+    fake_begin(ctx, lane, job, n);
+    g.begin(g.ctx, lane, job, n);
+}
+
+static void draft_advance(void *ctx, uint32_t lane, uint32_t n)
+{
+    world *w = ctx;
+    qw_guesser g = qw_guesses_guesser(w->drafts);
+    fake_advance(ctx, lane, n);
+    g.advance(g.ctx, lane, n);
+}
+
+static void draft_logits(void *ctx, int32_t token, const float *l)
+{
+    qw_guesser g = qw_guesses_guesser(((world *)ctx)->drafts);
+    g.note_logits(g.ctx, token, l);
+}
+
+static void draft_cost(void *ctx, uint32_t n_rows, double us)
+{
+    qw_guesser g = qw_guesses_guesser(((world *)ctx)->drafts);
+    g.note_cost(g.ctx, n_rows, us);
 }
 
 static void check_answer(world *w, client *c, qw_finish finish)
@@ -473,6 +576,13 @@ static void open_core(world *w)
         waiting = w;
     }
     w->options.store = w->disk ? &w->store : NULL;
+    if (w->by_drafts) {
+        const qw_draft_model model = {.ctx = w, .propose = draft_propose, .lacks = draft_lacks, .us_per_token = DRAFT_US,
+                                      .us_per_lacking = DRAFT_US / 8, .clock_us = fake_clock};
+        const qw_guesses_options go = {.n_lanes = w->options.n_lanes, .n_vocab = w->model->n_vocab, .context = CONTEXT,
+                                       .us_per_pass = 5000, .model = model};
+        must(qw_guesses_create(&go, &w->drafts, &err), &err);
+    }
     must(qw_core_create(&w->options, &w->core, &err), &err);
 }
 
@@ -484,6 +594,8 @@ static void close_core(world *w)
     w->n_rows_counted += counts.rows;
     if (w->disk) fake_state_drop_ops(w->disk);
     qw_core_destroy(w->core);
+    qw_guesses_destroy(w->drafts);
+    w->drafts = NULL;
     w->model->close_run(w->model); /* asserts that every page and slot came back */
 }
 
@@ -500,7 +612,16 @@ static void open_world(world *w, uint64_t seed)
     uint32_t n_rows_max = n_lanes + 2 * QW_ANSWER_ROWS + below(chance(50) ? 40 : 400);
     w->stalls = chance(30);
     must(qw_events_init(&w->events, w->stalls ? 1 + below(20) : QW_BACKLOG_MAX, &err), &err);
-    const qw_guesser guesser = {.ctx = w, .begin = fake_begin, .guess = fake_guess, .advance = fake_advance};
+    w->by_drafts = w->guesses && chance(50);
+    w->draft_right = below(101);
+    qw_guesser guesser = {.ctx = w, .begin = fake_begin, .guess = fake_guess, .advance = fake_advance, .computed = fake_computed,
+                          .n_hidden = chance(50) ? below(100) : 0};
+    if (w->by_drafts) {
+        guesser.begin = draft_begin;
+        guesser.advance = draft_advance;
+        guesser.note_logits = draft_logits;
+        guesser.note_cost = draft_cost;
+    }
     w->options = (qw_core_options){
         .compute = {.ctx = w, .forward = forward, .logits = logits, .failed = fake_failed, .clock_us = fake_clock},
         .guesser = w->guesses ? guesser : (qw_guesser){0}, .events = &w->events, .n_vocab = w->model->n_vocab,
@@ -658,6 +779,11 @@ int main(int argc, char **argv)
     }
     printf("seeds %llu to %llu\n", (unsigned long long)base, (unsigned long long)(base + n_seeds - 1));
     for (uint64_t seed = base; seed < base + n_seeds; seed++) n_failed += !run_seed(model, seed, verbose);
+    if (n_seeds >= 100 && n_draft_tokens == 0) {
+        printf("the draft model was never asked\n");
+        n_failed++;
+        n_seeds++;
+    }
     printf("%llu passed, %llu failed\n", (unsigned long long)(n_seeds - n_failed), (unsigned long long)n_failed);
     return n_failed > 0;
 }

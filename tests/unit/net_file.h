@@ -1,10 +1,11 @@
 /* net_file.h: small model files for tests of binding, planned, changed and written; and what opening them says.
  *
- * All tensors are zeros. Included once by a test program; needs cmocka before it.
+ * All tensors are zeros, or random numbers from a seed. Included once by a test program; needs cmocka before it.
  */
 #ifndef NET_FILE_H
 #define NET_FILE_H
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +39,7 @@ typedef struct file_plan {
     size_t n_keys;
     const small_vocab *vocab; /* or NULL: no tokenizer */
     size_t n_vocab;           /* tokens written of it */
+    uint32_t seed;            /* of the tensors' values, which are F32 then; 0: they are zeros */
 } file_plan;
 
 static inline void add_tensor(file_plan *f, const char *fmt, int layer, uint64_t rows, uint64_t k)
@@ -125,6 +127,29 @@ static inline void put_list(gw *w, const file_key *k)
     for (size_t i = 0; i < k->n_list; i++) gw_le(w, (uint64_t)k->list[i], 8, true);
 }
 
+/* From -1 to 1. */
+static inline float next_random(uint64_t *state)
+{
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (float)(int32_t)(*state >> 32) / 2147483648.0f;
+}
+
+/* Matrices keep the size of what they multiply, norms are near one, and decays (the last name) below zero. */
+static inline void put_random(gw *w, const file_tensor *t, uint64_t *state)
+{
+    uint64_t n = t->ne[0];
+    float scale = 1.7f / sqrtf((float)t->ne[0]);
+    for (uint32_t d = 1; d < t->n_dims; d++) n *= t->ne[d];
+    for (uint64_t i = 0; i < n; i++) {
+        float x = next_random(state), value = t->n_dims > 1 ? scale * x : 1 + 0.3f * x;
+        uint32_t bits;
+        if (strstr(t->name, "ssm_a")) value = -value;
+        memcpy(&bits, &value, sizeof bits);
+        gw_le(w, bits, 4, true);
+    }
+    gw_pad(w, 32);
+}
+
 static inline const char *save(const file_plan *f)
 {
     static const size_t type_bytes[] = {[0] = 4, [1] = 2, [30] = 2}; /* F32, F16, BF16; Q8_0 is 34 for 32 */
@@ -155,7 +180,9 @@ static inline const char *save(const file_plan *f)
         at += (bytes + 31) / 32 * 32;
     }
     gw_pad(&w, 32);
-    gw_fill(&w, at, 0);
+    uint64_t state = f->seed;
+    for (size_t i = 0; f->seed && i < f->n_tensors; i++) put_random(&w, &f->tensors[i], &state);
+    if (!f->seed) gw_fill(&w, at, 0);
     gw_save(&w, path);
     gw_free(&w);
     return path;

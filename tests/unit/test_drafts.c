@@ -255,6 +255,7 @@ typedef struct world {
     uint32_t n_drafted; /* passes since the last one without guesses */
     int64_t now_us;
     uint32_t model_right, model_us; /* of 100 tokens of the other model; what one takes */
+    uint32_t n_has, lacking_us;     /* tokens that it has computed; what one in advance takes, 0: it lacks nothing ever */
 } world;
 
 enum { PASS_US = 10000 };
@@ -264,12 +265,33 @@ static int64_t world_clock(void *ctx)
     return ((world *)ctx)->now_us;
 }
 
-static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, int32_t *out)
+enum { FEW = 8, MODEL_PIECE = 32 };
+
+static uint32_t model_lacks(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens)
+{
+    const world *w = ctx;
+    assert_ptr_equal(user, w);
+    assert_ptr_equal(tokens, w->text);
+    uint32_t n = w->lacking_us > 0 ? n_tokens - w->n_has : 0;
+    return n > FEW ? n : 0;
+}
+
+static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens, uint32_t n, double sure,
+                              int32_t *out)
 {
     world *w = ctx;
     assert_ptr_equal(user, w);
     assert_ptr_equal(tokens, w->text);
     assert_int_equal(n_tokens, w->n);
+    assert_true(sure >= 0);
+    if (sure > 0.5 && n > 1) n = 1; /* each token is held for right with one half */
+    if (model_lacks(ctx, user, tokens, n_tokens) > 0) {
+        uint32_t piece = n_tokens - w->n_has < MODEL_PIECE ? n_tokens - w->n_has : MODEL_PIECE;
+        w->n_has += piece;
+        w->now_us += (int64_t)piece * w->lacking_us;
+        return 0;
+    }
+    w->n_has = n_tokens;
     for (uint32_t i = 0; i < n; i++)
         out[i] = n_tokens + i < w->n_text && below(100) < w->model_right ? tokens[n_tokens + i] : (int32_t)below(VOCAB);
     w->now_us += (int64_t)n * w->model_us;
@@ -280,7 +302,9 @@ static uint32_t model_propose(void *ctx, void *user, const int32_t *tokens, uint
 static void open_world(world *w, uint64_t s, bool with_model)
 {
     qw_drafts_options o = {.n_vocab = VOCAB, .us_per_pass = PASS_US};
-    if (with_model) o.model = (qw_draft_model){w, model_propose, 1000, world_clock};
+    if (with_model)
+        o.model = (qw_draft_model){.ctx = w, .propose = model_propose, .lacks = model_lacks, .us_per_token = 1000,
+                                   .us_per_lacking = 500, .clock_us = world_clock};
     memset(w, 0, sizeof *w);
     seed(s);
     assert_int_equal(qw_drafts_create(&o, &w->all, NULL), QW_OK);
@@ -539,6 +563,34 @@ static void test_model(void **state)
     close_world(&w);
 }
 
+/* What the other model lacks is computed in advance when that can come back, and not for more than was brought before. */
+static void test_model_lacks(void **state)
+{
+    static world w;
+    (void)state;
+    for (uint32_t right = 0; right <= 90; right += 30) {
+        open_world(&w, 43, true);
+        w.row_cost = 0.01;
+        w.model_right = right;
+        w.model_us = PASS_US / 4;
+        w.lacking_us = PASS_US / 10;
+        make_random(&w, 0, 6000, VOCAB);
+        for (int text = 0; text < 6; text++) { /* short ones, where it has to begin anew each time */
+            w.n_has = 0;
+            begin_text(&w, 100, 400);
+            run_text(&w, 7, false);
+            if (w.n_tokens / w.cost < (text ? 0.97 : 0.93)) fail_msg("right %u, text %d: %g", right, text, w.n_tokens / w.cost);
+        }
+        assert_true(right == 0 || right == 30 || w.n_tokens / w.cost > 1.05);
+        w.n_has = 0;
+        begin_text(&w, 5000, 5300); /* the half of a long one would cost more than all of the answer */
+        run_text(&w, 7, false);
+        if (w.n_has > 0 || w.n_tokens / w.cost < 0.98)
+            fail_msg("right %u: %u computed, %g", right, w.n_has, w.n_tokens / w.cost);
+        close_world(&w);
+    }
+}
+
 /* A sequence that was cut drafts as one that never was longer. */
 static void test_cut(void **state)
 {
@@ -617,7 +669,7 @@ int main(void)
         cmocka_unit_test(test_table),     cmocka_unit_test(test_cost),     cmocka_unit_test(test_trees),
         cmocka_unit_test(test_copies),    cmocka_unit_test(test_recycled), cmocka_unit_test(test_off_and_on),
         cmocka_unit_test(test_batched),   cmocka_unit_test(test_model),    cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_learned),   cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_model_lacks), cmocka_unit_test(test_learned),   cmocka_unit_test(test_counts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

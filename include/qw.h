@@ -307,6 +307,7 @@ typedef struct qw_event {
     uint32_t call_index;           /* CALL_*: 0 for the first call of the answer */
     bool complete;                 /* CALL_END */
     qw_finish finish;              /* DONE */
+    bool closed;                   /* DONE: it kept its form to the end, but would have gone on with more tokens */
     char stop[QW_STOP_BYTES_MAX + 1]; /* DONE: the stop string that ended it, or "" */
     qw_usage usage;
     qw_cache_use cache;            /* DONE */

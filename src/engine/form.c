@@ -155,10 +155,10 @@ static bool fits(uint32_t n_bytes, uint32_t n_tokens)
     return n_bytes < n_tokens && n_bytes / 4 < n_tokens - n_bytes;
 }
 
-/* The most bytes that fit. */
-static uint32_t bytes_for(uint32_t n_tokens)
+/* The least number of bytes that do not fit. */
+static uint32_t room_of(uint32_t n_tokens)
 {
-    return n_tokens > 0 ? (uint32_t)((4 * (uint64_t)(n_tokens - 1) + 3) / 5) : 0;
+    return n_tokens > 0 ? (uint32_t)((4 * (uint64_t)(n_tokens - 1) + 3) / 5 + 1) : 0;
 }
 
 /* Where more bytes than tokens are left from the beginning, tokens of several bytes may still do it. What a form asks for by
@@ -179,7 +179,7 @@ bool qw_form_overruns(qw_form *f, int32_t token, uint32_t n_left)
 
 void qw_form_close(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab, uint32_t n_left)
 {
-    qw_masker_close(w, f->matcher, f->fitted ? bytes_for(n_left - 1) : 0, bits);
+    qw_masker_close(w, f->matcher, f->fitted ? room_of(n_left - 1) : 0, bits);
     ban_unset(bits, logits, n_vocab);
 }
 

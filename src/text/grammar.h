@@ -110,9 +110,9 @@ void qw_masker_destroy(qw_masker *w);
 /* Sets bit id % 32 of bits[id / 32] for each token that may come next, and clears all others. bits: as many words as
  * qw_masker_n_words says. At least one is set, always. */
 void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits);
-/* Leaves of the mask of this place the tokens behind which qw_matcher_to_end is at most n_bytes, or when there are none those
- * behind which it is least: one is left, always. End tokens stay. It walks the whole vocabulary: some milliseconds. */
-void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t n_bytes, uint32_t *bits);
+/* Leaves of the mask of this place the end tokens, and the tokens behind which qw_matcher_to_end is less than `room`. If there
+ * are none, those behind which it is least: one is left, always. It walks the whole vocabulary: some milliseconds. */
+void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t room, uint32_t *bits);
 size_t qw_masker_n_words(const qw_masker *w);
 
 #endif

@@ -509,7 +509,7 @@ static inline bool takes_plain(const qw_masker *w, const match_run *r, const wal
  * to a place from which it is not too far are set. */
 typedef struct nearness {
     const uint32_t *mask;
-    uint32_t n_bytes; /* to the end, at most */
+    uint32_t room;    /* more than it is to the end */
     uint32_t least;   /* that was seen */
     uint32_t n_below; /* frames of the matcher itself */
 } nearness;
@@ -524,7 +524,7 @@ static void set_near(const qw_masker *w, const match_run *r, nearness *n, int32_
         if (own < least) least = own;
     }
     if (least < n->least) n->least = least;
-    if (least <= n->n_bytes) bits[id / 32] |= UINT32_C(1) << id % 32;
+    if (least < n->room) bits[id / 32] |= UINT32_C(1) << id % 32;
 }
 
 /* Sets the bits of the tokens of a tree that heads[0, n) can take; of those that lead near the end, if it is asked for. */
@@ -665,7 +665,7 @@ static void set_near_specials(const qw_masker *w, const match_run *r, nearness *
     }
 }
 
-/* The tokens behind which it is at most end->n_bytes to the end, into w->near. */
+/* The tokens behind which it is less than end->room to the end, into w->near. */
 static void find_near(qw_masker *w, const qw_matcher *m, nearness *end)
 {
     match_head heads[MATCH_WORK_MAX];
@@ -682,15 +682,14 @@ static void find_near(qw_masker *w, const qw_matcher *m, nearness *end)
     w->exact = false;
 }
 
-void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t n_bytes, uint32_t *bits)
+void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t room, uint32_t *bits)
 {
-    nearness end = {.mask = bits, .n_bytes = n_bytes, .least = UINT32_MAX};
+    nearness end = {.mask = bits, .room = room, .least = UINT32_MAX};
     if (m->ended) return;
-    if (qw_matcher_may_end(m)) end.least = 0;
     find_near(w, m, &end);
-    if (end.least == UINT32_MAX) return;
-    if (end.least > n_bytes) {
-        end.n_bytes = end.least;
+    if (end.least >= room && !qw_matcher_may_end(m)) {
+        if (end.least == UINT32_MAX) return;
+        end.room = end.least + 1;
         find_near(w, m, &end);
     }
     for (uint32_t i = 0; i < w->trie->n_ends; i++) /* they are set where the text may end */

@@ -389,6 +389,7 @@ static const struct {
     {SCHEMA, "{\"type\":\"string\",\"pattern\":\"^.{20,40}$\"}"},
     {REGEX, "(a|ab|aaaa)*b?c"},
     {REGEX, "[^\"]*\"(\\\\.|[^\"])*"},
+    {REGEX, "[a-z]+ ?[a-z]+"},
     {EBNF, "s ::= \"(\" s \")\" s | \"a\"*"},
     {EBNF, "s ::= \"a\" s \"a\" | \"a\" s \"b\" | \"\""},
     {CALLS_JSON, tools},
@@ -523,20 +524,20 @@ static void check_bound(const qw_matcher *m, const uint32_t *bits)
     }
 }
 
-/* Closing leaves the tokens behind which the end is near enough, or else nearest, and nothing else. */
-static void check_closed(qw_masker *w, const qw_matcher *m, const uint32_t *bits, uint32_t n_bytes)
+/* Closing leaves the end, and the tokens behind which it is near enough, or else nearest, and nothing else. */
+static void check_closed(qw_masker *w, const qw_matcher *m, const uint32_t *bits, uint32_t room)
 {
     uint32_t closed[N_WORDS], least = UINT32_MAX, any = 0;
     memcpy(closed, bits, sizeof closed);
-    qw_masker_close(w, m, n_bytes, closed);
+    qw_masker_close(w, m, room, closed);
     for (int32_t id = 0; id < N_VOCAB; id++) {
         uint32_t d = has_bit(bits, id) ? qw_matcher_to_end_after(m, id) : UINT32_MAX;
         if (d < least) least = d;
     }
-    if (least > n_bytes) n_bytes = least;
+    if (least >= room && !qw_matcher_may_end(m)) room = least + 1;
     for (int32_t id = 0; id < N_VOCAB; id++) {
-        bool wanted = has_bit(bits, id) && qw_matcher_to_end_after(m, id) <= n_bytes;
-        if (wanted != has_bit(closed, id)) fail_msg("token %d is %s %u bytes", (int)id, wanted ? "banned within" : "kept beyond", n_bytes);
+        bool wanted = has_bit(bits, id) && (qw_tokenizer_is_end(tokenizer, id) || qw_matcher_to_end_after(m, id) < room);
+        if (wanted != has_bit(closed, id)) fail_msg("token %d is %s %u bytes", (int)id, wanted ? "banned within" : "kept beyond", room);
         any += wanted;
     }
     assert_true(any > 0);
@@ -607,7 +608,8 @@ static void test_closing(void **state)
                 check_bound(m, bits);
                 check_closed(w, m, bits, 0);
                 check_closed(w, m, bits, d);
-                check_closed(w, m, bits, d + 3);
+                check_closed(w, m, bits, d + 1);
+                check_closed(w, m, bits, d + 4);
                 qw_matcher_copy(copy, m);
                 close_text(w, copy, d + d / 4);
                 int32_t id = random_token(bits);

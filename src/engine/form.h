@@ -5,9 +5,9 @@
  * Made in the caller's thread, which compiles the grammar; used by the engine thread. Thinking is free, but for end tokens:
  * the form still has to come. A draw allocates nothing.
  *
- * The text is complete before the tokens run out, where that can be: a token behind which it could not be ended any more is drawn
- * again, from those behind which it can. That hangs on the text and on the number of tokens left alone, so an answer is the
- * same whatever it shares its passes with.
+ * The text is complete before the tokens run out, where that can be: a token behind which it could not be ended any more is
+ * drawn again, from those behind which it can. That hangs on the text and on the number of tokens left alone, so an answer
+ * is the same whatever it shares its passes with.
  */
 #ifndef QW_ENGINE_FORM_H
 #define QW_ENGINE_FORM_H

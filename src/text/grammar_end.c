@@ -65,7 +65,8 @@ uint32_t grammar_to_end(const qw_grammar *g, uint32_t state, uint32_t a, uint32_
     return sum(s->far, product(s->lo - n, each));
 }
 
-uint32_t match_to_end(const qw_grammar *g, const match_node *nodes, const uint32_t *below, uint32_t n_below, const match_head *h)
+uint32_t match_to_end(const qw_grammar *g, const match_node *nodes, const uint32_t *below, uint32_t n_below,
+                      const match_head *h)
 {
     uint32_t d = grammar_to_end(g, h->state, h->a, h->b, false), at = h->node;
     for (; at && at >= n_below; at = nodes[at].parent)

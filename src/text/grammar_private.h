@@ -384,7 +384,8 @@ static inline bool match_admits(const qw_grammar *g, uint32_t state, int byte)
 /* All heads that calls and returns lead to without a byte: MATCH_WORK_MAX places. */
 uint32_t match_closure(match_run *r, const match_head *in, uint32_t n, match_head *out);
 /* Least bytes from a head to the end of the text. below: those of the first n_below frames, from match_frames_to_end. */
-uint32_t match_to_end(const qw_grammar *g, const match_node *nodes, const uint32_t *below, uint32_t n_below, const match_head *h);
+uint32_t match_to_end(const qw_grammar *g, const match_node *nodes, const uint32_t *below, uint32_t n_below,
+                      const match_head *h);
 void match_frames_to_end(const qw_grammar *g, const match_node *nodes, uint32_t n, uint32_t *below);
 bool match_may_end(const match_run *r, const match_head *heads, uint32_t n);
 /* Sets what the run knows about keys from the matcher's place. */

@@ -851,7 +851,8 @@ static const struct {
     int64_t n_bytes;
 } endless[] = {
     {QW_FORM_JSON, "", 2},
-    {QW_FORM_SCHEMA, "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"minLength\":4},\"list\":{\"type\":\"array\","
+    {QW_FORM_SCHEMA, "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"minLength\":4},"
+                     "\"list\":{\"type\":\"array\","
                      "\"items\":{\"type\":\"array\"},\"minItems\":2}},\"required\":[\"name\",\"list\"]}", 30},
     {QW_FORM_SCHEMA, "{\"type\":\"object\",\"patternProperties\":{\"f.*\":true,\"b.*\":false}}", 2},
     {QW_FORM_REGEX, "[a-z ]{3,}\\.", 4},
@@ -955,7 +956,8 @@ static void test_form_closes_alike(void **state)
     enum { N = 12 };
     (void)state;
     qw_model *m = open_model(Q4KM, false);
-    qw_engine *plain = open_with(m, (qw_engine_options){.n_threads = 2, .context = 512, .n_parallel = 1, .plain_decoding = true});
+    const qw_engine_options one = {.n_threads = 2, .context = 512, .n_parallel = 1, .plain_decoding = true};
+    qw_engine *plain = open_with(m, one);
     qw_engine *e = open_with(m, (qw_engine_options){.n_threads = 2, .context = 512, .n_parallel = 4});
     answer *together[N], *alone[N];
     size_t n_closed = 0;
@@ -968,7 +970,8 @@ static void test_form_closes_alike(void **state)
     finish_all(e, together, N);
     qw_engine_stats stats;
     qw_engine_get_stats(e, &stats);
-    print_message("%llu tokens were guessed, %llu rightly\n", (unsigned long long)stats.guessed, (unsigned long long)stats.guessed_right);
+    print_message("%llu tokens were guessed, %llu rightly\n", (unsigned long long)stats.guessed,
+                  (unsigned long long)stats.guessed_right);
     assert_true(stats.guessed_right > 0);
     for (size_t i = 0; i < N; i++) {
         assert_same(alone[i], together[i]);

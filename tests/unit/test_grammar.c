@@ -537,7 +537,8 @@ static void check_closed(qw_masker *w, const qw_matcher *m, const uint32_t *bits
     if (least >= room && !qw_matcher_may_end(m)) room = least + 1;
     for (int32_t id = 0; id < N_VOCAB; id++) {
         bool wanted = has_bit(bits, id) && (qw_tokenizer_is_end(tokenizer, id) || qw_matcher_to_end_after(m, id) < room);
-        if (wanted != has_bit(closed, id)) fail_msg("token %d is %s %u bytes", (int)id, wanted ? "banned within" : "kept beyond", room);
+        if (wanted != has_bit(closed, id))
+            fail_msg("token %d is %s %u bytes", (int)id, wanted ? "banned within" : "kept beyond", room);
         any += wanted;
     }
     assert_true(any > 0);

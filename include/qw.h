@@ -235,7 +235,7 @@ typedef enum qw_event_type {
     QW_EVENT_CALL_BEGIN,     /* a tool call begins: call has its name */
     QW_EVENT_CALL_ARGUMENTS, /* text: a piece of its arguments, which together are JSON text */
     QW_EVENT_CALL_END,       /* call is whole; complete: its arguments are, else it broke off within them */
-    QW_EVENT_WARNING,        /* text: one sentence about something in the answer that was not understood */
+    QW_EVENT_WARNING,        /* text: one sentence about what was not understood, or is not the model's own */
     QW_EVENT_DONE,           /* terminal: finish, usage and timings are set */
     QW_EVENT_ERROR           /* terminal: error is set; usage as far as it went */
 } qw_event_type;
@@ -311,6 +311,7 @@ typedef struct qw_event {
     uint32_t call_index;           /* CALL_*: 0 for the first call of the answer */
     bool complete;                 /* CALL_END */
     qw_finish finish;              /* DONE */
+    bool closed;                   /* DONE: it kept its form to the end, but would have gone on with more tokens */
     char stop[QW_STOP_BYTES_MAX + 1]; /* DONE: the stop string that ended it, or "" */
     qw_usage usage;
     qw_cache_use cache;            /* DONE */

@@ -185,6 +185,19 @@ static qw_status warn_caught(qw_engine_answer *a, qw_err *err)
     return send_text(a, QW_EVENT_WARNING, (qw_text){caught, sizeof caught - 1}, err);
 }
 
+void qw_engine_answer_closes(qw_engine_answer *a)
+{
+    a->closed = true;
+}
+
+/* Said once, with the first token that is not what the model chose. */
+static qw_status warn_closed(qw_engine_answer *a, qw_err *err)
+{
+    static const char closed[] = "the limit of tokens came near: the answer was brought to its end to keep its form";
+    a->told_closed = true;
+    return send_text(a, QW_EVENT_WARNING, (qw_text){closed, sizeof closed - 1}, err);
+}
+
 void qw_engine_answer_choose(qw_engine_answer *a, qw_sample *drawn)
 {
     const qw_think_at at = {.in_thinking = in_thinking(a), .between = a->detok.n_held == 0 && !a->in_call,
@@ -199,6 +212,7 @@ qw_status qw_engine_answer_push(qw_engine_answer *a, const qw_sample *sample, qw
     QW_ASSERT(a->finish == QW_FINISH_NONE);
     if (!a->first_token_us) a->first_token_us = qw_clock_us();
     a->usage.completion_tokens++;
+    if (a->closed && !a->told_closed) QW_TRY(warn_closed(a, err));
     if (is_end(a, sample->token)) {
         a->finish = QW_FINISH_STOP;
         return QW_OK;
@@ -287,6 +301,7 @@ static void send_end(qw_engine_answer *a, const qw_err *failure)
     node->event.cache = a->cache;
     node->event.thinking = a->job->thinking;
     node->event.finish = failure ? QW_FINISH_NONE : last_finish(a);
+    node->event.closed = a->closed && (node->event.finish == QW_FINISH_STOP || node->event.finish == QW_FINISH_TOOL_CALLS);
     if (failure) node->event.error = *failure;
     if (a->stop.hit) strncpy(node->event.stop, a->stop.hit, QW_STOP_BYTES_MAX);
     push_event(a, node);

@@ -27,6 +27,7 @@ typedef struct qw_engine_answer {
     bool in_call;
     qw_buf call_arguments;         /* of the call being written, so far */
     uint32_t n_calls, n_broken;    /* calls begun, and broken off */
+    bool closed, told_closed;      /* to be complete in time, its form did not let it go on; a warning said so */
     bool cut;                      /* the only call is made: what follows is dropped, as after a stop string */
     qw_usage usage;
     qw_cache_use cache;            /* set by whoever drives it */
@@ -47,6 +48,8 @@ qw_status qw_engine_answer_prefilled(qw_engine_answer *a, uint32_t n, qw_err *er
 /* Looks at a token that was drawn, before anything is done with it: one that closes the thinking may take its place, with
  * log-probability 0, as it was certain. */
 void qw_engine_answer_choose(qw_engine_answer *a, qw_sample *drawn);
+/* The token to be pushed next is not the one that was drawn first: the answer's form has to be complete in time. */
+void qw_engine_answer_closes(qw_engine_answer *a);
 /* A sampled token; `sample` is not needed afterwards. Nothing may be pushed once a->finish is set. */
 qw_status qw_engine_answer_push(qw_engine_answer *a, const qw_sample *sample, qw_err *err) QW_MUST_CHECK;
 

@@ -60,9 +60,12 @@ static qw_status prepare_masks(qw_core *c, const qw_job *job, qw_err *err)
     if (!job->form || c->masker) return QW_OK;
     QW_TRY(qw_masker_create(qw_form_trie(job->form), QW_MASKS_KEPT, &c->masker, err));
     qw_status status = qw_alloc(&c->mask, qw_masker_n_words(c->masker), sizeof *c->mask, "mask", err);
+    if (status == QW_OK) status = qw_alloc(&c->masked, c->o.n_vocab, sizeof *c->masked, "mask", err);
     if (status == QW_OK) return QW_OK;
     qw_masker_destroy(c->masker);
+    free(c->mask);
     c->masker = NULL;
+    c->mask = NULL;
     return status;
 }
 
@@ -346,12 +349,27 @@ static qw_status tell_progress(qw_run *r, qw_err *err)
     return qw_engine_answer_prefilled(&r->answer, new, err);
 }
 
+/* A token that keeps to the answer's form, and leaves enough tokens to end it. */
+static void draw_held(qw_core *c, qw_run *r, float *logits, qw_sample *out)
+{
+    qw_form *form = r->job->form;
+    uint32_t n_left = (uint32_t)r->job->n_tokens_max - r->n_known;
+    qw_form_mask(form, c->masker, c->mask, logits, c->o.n_vocab);
+    memcpy(c->masked, logits, c->o.n_vocab * sizeof *logits); /* a draw overwrites them */
+    qw_sampler_draw(c->sampler, r->job->draws, logits, r->n_known, out);
+    if (!qw_form_overruns(form, out->token, n_left)) return;
+    int32_t drawn = out->token;
+    qw_form_close(form, c->masker, c->mask, c->masked, c->o.n_vocab, n_left);
+    qw_sampler_draw(c->sampler, r->job->draws, c->masked, r->n_known, out);
+    if (out->token != drawn) qw_engine_answer_closes(&r->answer);
+}
+
 static qw_status draw(qw_core *c, qw_run *r, float *logits, qw_err *err)
 {
     qw_sample sample;
     for (size_t i = 0; i < c->o.n_banned; i++) logits[c->o.banned[i]] = -INFINITY;
-    if (r->job->form) qw_form_mask(r->job->form, c->masker, c->mask, logits, c->o.n_vocab);
-    qw_sampler_draw(c->sampler, r->job->draws, logits, r->n_known, &sample);
+    if (r->job->form) draw_held(c, r, logits, &sample);
+    else qw_sampler_draw(c->sampler, r->job->draws, logits, r->n_known, &sample);
     qw_engine_answer_choose(&r->answer, &sample);
     if (r->job->form) qw_form_take(r->job->form, sample.token);
     qw_sampling_run_accept(r->job->draws, sample.token);
@@ -569,7 +587,7 @@ uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages)
     const qw_prefix_options po = prefix_options(o);
     uint64_t n_words = ((uint64_t)o->n_vocab + 31) / 32, bytes = sizeof(qw_core) + qw_prefix_bytes(&po, n_pages);
     bytes += o->n_rows_max * sizeof(qw_row) + o->n_lanes * (sizeof(qw_lane) + request_bytes(o));
-    if (o->tokenizer) bytes += qw_masker_bytes(o->n_vocab, QW_MASKS_KEPT) + n_words * sizeof(uint32_t);
+    if (o->tokenizer) bytes += qw_masker_bytes(o->n_vocab, QW_MASKS_KEPT) + n_words * sizeof(uint32_t) + o->n_vocab * sizeof(float);
     return bytes;
 }
 
@@ -617,6 +635,7 @@ void qw_core_destroy(qw_core *c)
     qw_sampler_destroy(c->sampler);
     qw_masker_destroy(c->masker);
     free(c->mask);
+    free(c->masked);
     free(c->lanes);
     free(c->rows);
     free(c->in_pass);

@@ -66,6 +66,7 @@ struct qw_core {
     qw_sampler *sampler;
     qw_masker *masker;   /* for answers that are held to a form; NULL before the first */
     uint32_t *mask;      /* [qw_masker_n_words] */
+    float *masked;       /* [n_vocab], logits that a draw may be made from once more */
     qw_owner *owners;
     qw_run *first, *last;
     qw_lane *lanes;      /* [n_lanes] */

@@ -16,6 +16,7 @@ typedef enum form_state {
 
 struct qw_form {
     form_state state;
+    bool fitted; /* it could be ended in time, even with tokens of one byte: so it stays */
     const qw_tokenizer *tokenizer;
     const qw_token_trie *trie;
     int32_t think, think_end; /* ids of the tags; -1: the vocabulary has none */
@@ -143,6 +144,43 @@ void qw_form_mask(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits,
         ban_unset(bits, logits, n_vocab);
         break;
     }
+}
+
+/* ---- ending in time ------------------------------------------------------------------------------- */
+
+/* May a text from whose end it is n_bytes be ended with so many tokens, whatever they are? Each byte can be a token, the end is
+ * one, and a fourth more is for what the bound does not know: keys that are taken already, the depth. */
+static bool fits(uint32_t n_bytes, uint32_t n_tokens)
+{
+    return n_bytes < n_tokens && n_bytes / 4 < n_tokens - n_bytes;
+}
+
+/* The least number of bytes that do not fit. */
+static uint32_t room_of(uint32_t n_tokens)
+{
+    return n_tokens > 0 ? (uint32_t)((4 * (uint64_t)(n_tokens - 1) + 3) / 5 + 1) : 0;
+}
+
+/* Where more bytes than tokens are left from the beginning, tokens of several bytes may still do it. What a form asks for by
+ * name comes with three bytes or more a token; closing before would take the model's words where it has not said any. */
+static bool may_fit(uint32_t n_bytes, uint32_t n_tokens)
+{
+    enum { TOKEN_BYTES = 3 };
+    return n_bytes / TOKEN_BYTES + 1 < n_tokens;
+}
+
+bool qw_form_overruns(qw_form *f, int32_t token, uint32_t n_left)
+{
+    if (f->state != FORM_HELD || qw_tokenizer_is_end(f->tokenizer, token)) return false;
+    uint32_t n_bytes = qw_matcher_to_end_after(f->matcher, token);
+    f->fitted = f->fitted || fits(qw_matcher_to_end(f->matcher), n_left);
+    return f->fitted ? !fits(n_bytes, n_left - 1) : !fits(n_bytes, n_left - 1) && !may_fit(n_bytes, n_left - 1);
+}
+
+void qw_form_close(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab, uint32_t n_left)
+{
+    qw_masker_close(w, f->matcher, f->fitted ? room_of(n_left - 1) : 0, bits);
+    ban_unset(bits, logits, n_vocab);
 }
 
 void qw_form_take(qw_form *f, int32_t token)

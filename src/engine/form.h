@@ -4,6 +4,10 @@
  *
  * Made in the caller's thread, which compiles the grammar; used by the engine thread. Thinking is free, but for end tokens:
  * the form still has to come. A draw allocates nothing.
+ *
+ * The text is complete before the tokens run out, where that can be: a token behind which it could not be ended any more is
+ * drawn again, from those behind which it can. That hangs on the text and on the number of tokens left alone, so an answer
+ * is the same whatever it shares its passes with.
  */
 #ifndef QW_ENGINE_FORM_H
 #define QW_ENGINE_FORM_H
@@ -21,6 +25,11 @@ const qw_token_trie *qw_form_trie(const qw_form *f); /* what its masks are made 
 
 /* Bans what may not come next: logits [n_vocab] become -INFINITY. bits: scratch, qw_masker_n_words(w) words. */
 void qw_form_mask(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab);
+/* Is it too far to the end behind a token drawn under that mask? n_left: tokens that may still be drawn, with this one. Asked
+ * once for each token. */
+bool qw_form_overruns(qw_form *f, int32_t token, uint32_t n_left);
+/* Then: bans all but what comes to the end in time, or nearest to it. bits, logits: as qw_form_mask left them. */
+void qw_form_close(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab, uint32_t n_left);
 /* Takes the token that was drawn. */
 void qw_form_take(qw_form *f, int32_t token);
 

@@ -183,7 +183,7 @@ static void end_stream(qw_answer *a, const qw_event *ev)
     static const char done[] = "data: [DONE]\n\n";
     const char *why = NULL;
     qw_conn *c = a->conn;
-    bool ok = send_object(a, qw_chat_last_chunk(&a->head, ev->finish, a->include_usage), &why);
+    bool ok = send_object(a, qw_chat_last_chunk(&a->head, ev, a->include_usage), &why);
     if (ok && a->include_usage) ok = send_object(a, qw_chat_usage_chunk(&a->head, ev), &why);
     if (ok) qw_conn_stream_write(c, done, sizeof(done) - 1);
     a->conn = NULL;

@@ -61,7 +61,7 @@ json_t *qw_chat_call(const qw_tool_call *call); /* one of message.tool_calls */
 /* delta (takes); tokens (takes): logprobs.content or NULL; with_usage: "usage": null */
 json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage);
 json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage);
-json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_usage);
+json_t *qw_chat_last_chunk(const qw_chat_head *h, const qw_event *done, bool with_usage);
 json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_event *done);
 /* tokens, calls: takes; NULL: none */
 json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasoning, json_t *calls, json_t *tokens,

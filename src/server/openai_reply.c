@@ -102,10 +102,12 @@ static const char *finish_reason(qw_finish finish)
     return finish == QW_FINISH_STOP ? "stop" : "length";
 }
 
-/* OpenAI has no word for a loop, or for time that is up: it is told beside finish_reason. */
-static json_t *with_reason(json_t *choice, qw_finish finish)
+/* OpenAI has no word for a loop, for time that is up, or for a form that was closed: it is told beside finish_reason. */
+static json_t *with_reason(json_t *choice, qw_finish finish, bool closed)
 {
-    const char *reason = finish == QW_FINISH_REPETITION ? "repetition" : finish == QW_FINISH_DEADLINE ? "deadline" : NULL;
+    const char *reason = closed ? "closed" : NULL;
+    if (finish == QW_FINISH_REPETITION) reason = "repetition";
+    if (finish == QW_FINISH_DEADLINE) reason = "deadline";
     if (choice != NULL && reason != NULL) json_object_set_new(choice, "stop_reason", json_string(reason));
     return choice;
 }
@@ -152,13 +154,14 @@ static json_t *answer_object(const qw_chat_head *h, const char *object, json_t *
                      choices);
 }
 
-/* delta and tokens: takes; finish: NONE while the answer goes on */
-static json_t *chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, qw_finish finish, bool with_usage)
+/* delta and tokens: takes; done: NULL while the answer goes on */
+static json_t *chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, const qw_event *done, bool with_usage)
 {
+    const qw_finish finish = done ? done->finish : QW_FINISH_NONE;
     json_t *choice = json_pack("{s:i, s:o, s:o, s:s?}", "index", 0, "delta", delta, "logprobs",
                                logprobs_object(tokens), "finish_reason",
                                finish != QW_FINISH_NONE ? finish_reason(finish) : NULL);
-    json_t *out = answer_object(h, "chat.completion.chunk", json_pack("[o]", with_reason(choice, finish)));
+    json_t *out = answer_object(h, "chat.completion.chunk", json_pack("[o]", with_reason(choice, finish, done && done->closed)));
     if (out != NULL && with_usage) json_object_set_new(out, "usage", json_null());
     return out;
 }
@@ -166,17 +169,17 @@ static json_t *chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, qw_fi
 json_t *qw_chat_first_chunk(const qw_chat_head *h, bool with_usage)
 {
     return chunk(h, json_pack("{s:s, s:s, s:n}", "role", "assistant", "content", "", "refusal"), NULL,
-                 QW_FINISH_NONE, with_usage);
+                 NULL, with_usage);
 }
 
 json_t *qw_chat_chunk(const qw_chat_head *h, json_t *delta, json_t *tokens, bool with_usage)
 {
-    return chunk(h, delta, tokens, QW_FINISH_NONE, with_usage);
+    return chunk(h, delta, tokens, NULL, with_usage);
 }
 
-json_t *qw_chat_last_chunk(const qw_chat_head *h, qw_finish finish, bool with_usage)
+json_t *qw_chat_last_chunk(const qw_chat_head *h, const qw_event *done, bool with_usage)
 {
-    return chunk(h, json_object(), NULL, finish, with_usage);
+    return chunk(h, json_object(), NULL, done, with_usage);
 }
 
 json_t *qw_chat_usage_chunk(const qw_chat_head *h, const qw_event *done)
@@ -199,7 +202,7 @@ json_t *qw_chat_completion(const qw_chat_head *h, qw_text text, qw_text reasonin
     if (calls != NULL) json_object_set_new(message, "tool_calls", calls);
     json_t *choice = json_pack("{s:i, s:o, s:o, s:s}", "index", 0, "message", message, "logprobs",
                                logprobs_object(tokens), "finish_reason", finish_reason(done->finish));
-    json_t *out = answer_object(h, "chat.completion", json_pack("[o]", with_reason(choice, done->finish)));
+    json_t *out = answer_object(h, "chat.completion", json_pack("[o]", with_reason(choice, done->finish, done->closed)));
     add_summary(out, done);
     return out;
 }

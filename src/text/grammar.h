@@ -95,6 +95,10 @@ void qw_matcher_copy(qw_matcher *to, const qw_matcher *from);
 qw_status qw_matcher_advance(qw_matcher *m, int32_t id, qw_err *err) QW_MUST_CHECK;
 bool qw_matcher_may_end(const qw_matcher *m);  /* the text is complete */
 bool qw_matcher_must_end(const qw_matcher *m); /* and nothing can follow but an end token */
+/* The least number of bytes, tokens of their own counted as one, to a place where the text may end: from here, and behind a
+ * token that is allowed here. A lower bound, and close (grammar_end.c). Behind an end token: 0. */
+uint32_t qw_matcher_to_end(const qw_matcher *m);
+uint32_t qw_matcher_to_end_after(const qw_matcher *m, int32_t id);
 /* The bytes that must come next because there is no choice, at most n of them; returns how many. */
 size_t qw_matcher_forced(const qw_matcher *m, char *out, size_t n);
 
@@ -106,6 +110,9 @@ void qw_masker_destroy(qw_masker *w);
 /* Sets bit id % 32 of bits[id / 32] for each token that may come next, and clears all others. bits: as many words as
  * qw_masker_n_words says. At least one is set, always. */
 void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits);
+/* Leaves of the mask of this place the end tokens, and the tokens behind which qw_matcher_to_end is less than `room`. If there
+ * are none, those behind which it is least: one is left, always. It walks the whole vocabulary: some milliseconds. */
+void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t room, uint32_t *bits);
 size_t qw_masker_n_words(const qw_masker *w);
 
 #endif

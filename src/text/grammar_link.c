@@ -78,12 +78,13 @@ static uint32_t lay_ast(linker *l, const grammar_rule *rule)
 
 /* ---- JSON's own ------------------------------------------------------------------------------- */
 
-/* Gives all states from s on the numbers that their counter is compared with. */
-static void set_counts(linker *l, uint32_t s, uint32_t lo, uint32_t hi)
+/* Gives all states from s on the numbers that their counter is compared with, and the rule of what it counts. */
+static void set_counts(linker *l, uint32_t s, uint32_t lo, uint32_t hi, uint32_t item)
 {
     for (uint32_t i = s; i < l->g->n_states; i++) {
         l->g->states[i].lo = (uint16_t)lo;
         l->g->states[i].hi = (uint16_t)hi;
+        l->g->states[i].item = item; /* until all rules have their states */
     }
 }
 
@@ -96,7 +97,7 @@ static uint32_t lay_gap(linker *l)
     state_new(l, STATE_ACCEPT | STATE_COUNT);
     edge(l, ' ', ' ', GUARD_MORE, line);
     state_new(l, STATE_ACCEPT);
-    set_counts(l, begin, 0, GRAMMAR_INDENT_MAX + 1); /* the line break is counted, too */
+    set_counts(l, begin, 0, GRAMMAR_INDENT_MAX + 1, 0); /* the line break is counted, too */
     return begin;
 }
 
@@ -197,7 +198,7 @@ static uint32_t lay_string(linker *l, const grammar_rule *rule)
     lay_string_escapes(l, s);
     QW_ASSERT(!grammar_ok(l->b) || l->g->n_states == s + STR_STATES);
     /* The opening quote enters the body, too: counts are one higher. */
-    set_counts(l, s, rule->min + 1, rule->max >= GRAMMAR_COUNT_MAX ? GRAMMAR_UNLIMITED : rule->max + 1);
+    set_counts(l, s, rule->min + 1, rule->max >= GRAMMAR_COUNT_MAX ? GRAMMAR_UNLIMITED : rule->max + 1, 0);
     return s;
 }
 
@@ -259,7 +260,7 @@ static uint32_t lay_array(linker *l, const grammar_rule *rule, uint32_t gap)
     edge(l, ']', ']', GUARD_NONE, a.end);
     state_new(l, STATE_ACCEPT);
     uint32_t max = rule->max >= GRAMMAR_UNLIMITED ? GRAMMAR_UNLIMITED : rule->max - n;
-    set_counts(l, s, rule->min > n ? rule->min - n : 0, max);
+    set_counts(l, s, rule->min > n ? rule->min - n : 0, max, rule->rest);
     return s;
 }
 
@@ -409,6 +410,8 @@ static void lay_all(linker *l)
     }
     for (uint32_t i = 0; i < l->g->n_calls && grammar_ok(b); i++)
         if (!l->g->calls[i].token) l->g->calls[i].what = b->rules[l->g->calls[i].what].start;
+    for (uint32_t i = 1; i < l->g->n_states && grammar_ok(b); i++)
+        if (l->g->states[i].item) l->g->states[i].item = b->rules[l->g->states[i].item].start;
 }
 
 qw_grammar *grammar_link(grammar_build *b, uint32_t root, const qw_grammar_options *options)

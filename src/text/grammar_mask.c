@@ -296,6 +296,8 @@ struct qw_masker {
     uint64_t clock;
     walk_row *rows;            /* owns: [N_ROWS] */
     bool crowded;              /* so many readings that the matcher may leave some out */
+    uint32_t *below;           /* owns: [MATCH_NODES_MAX], bytes from the frames of a matcher to the end */
+    uint32_t *near;            /* owns: [n_words], what is left of a mask on the way to the end */
     bool exact;                /* the walk does as the matcher does, byte by byte */
     uint8_t key[KEY_BYTES_MAX];
     uint32_t n_key;
@@ -305,7 +307,7 @@ size_t qw_masker_bytes(size_t n_vocab, size_t n_kept)
 {
     size_t n = (n_kept + WAYS - 1) / WAYS * WAYS, n_words = (n_vocab + 31) / 32;
     return sizeof(qw_masker) + WALK_NODES * sizeof(match_node) + WALK_HEADS * sizeof(match_head) + N_ROWS * sizeof(walk_row) +
-           n * (sizeof(kept_mask) + n_words * sizeof(uint32_t));
+           (MATCH_NODES_MAX + n_words) * sizeof(uint32_t) + n * (sizeof(kept_mask) + n_words * sizeof(uint32_t));
 }
 
 qw_status qw_masker_create(const qw_token_trie *trie, size_t n_kept, qw_masker **out, qw_err *err)
@@ -319,6 +321,8 @@ qw_status qw_masker_create(const qw_token_trie *trie, size_t n_kept, qw_masker *
     QW_TRY_GOTO(qw_alloc(&w->nodes, WALK_NODES, sizeof *w->nodes, "a masker", err));
     QW_TRY_GOTO(qw_alloc(&w->heads, WALK_HEADS, sizeof *w->heads, "a masker", err));
     QW_TRY_GOTO(qw_alloc(&w->rows, N_ROWS, sizeof *w->rows, "a masker", err));
+    QW_TRY_GOTO(qw_alloc(&w->near, trie->n_words, sizeof *w->near, "a masker", err));
+    QW_TRY_GOTO(qw_alloc(&w->below, MATCH_NODES_MAX, sizeof *w->below, "a masker", err));
     QW_TRY_GOTO(qw_alloc(&w->kept, w->n_kept, sizeof *w->kept, "kept masks", err));
     QW_TRY_GOTO(qw_alloc(&w->bits, w->n_kept * trie->n_words, sizeof *w->bits, "kept masks", err));
     *out = w;
@@ -334,6 +338,8 @@ void qw_masker_destroy(qw_masker *w)
     free(w->nodes);
     free(w->heads);
     free(w->rows);
+    free(w->below);
+    free(w->near);
     free(w->kept);
     free(w->bits);
     free(w);
@@ -499,8 +505,30 @@ static inline bool takes_plain(const qw_masker *w, const match_run *r, const wal
     return false;
 }
 
-/* Sets the bits of the tokens of a tree that heads[0, n) can take. */
-static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, uint32_t *bits)
+/* What is known of the way to the end while tokens are tried: instead of the bits of all that fit, those of a mask that lead
+ * to a place from which it is not too far are set. */
+typedef struct nearness {
+    const uint32_t *mask;
+    uint32_t room;    /* more than it is to the end */
+    uint32_t least;   /* that was seen */
+    uint32_t n_below; /* frames of the matcher itself */
+} nearness;
+
+static void set_near(const qw_masker *w, const match_run *r, nearness *n, int32_t id, const match_head *heads,
+                     uint32_t n_heads, uint32_t *bits)
+{
+    uint32_t least = UINT32_MAX;
+    if (!(n->mask[id / 32] >> id % 32 & 1)) return;
+    for (uint32_t i = 0; i < n_heads; i++) {
+        uint32_t own = match_to_end(r->g, r->nodes, w->below, n->n_below, &heads[i]);
+        if (own < least) least = own;
+    }
+    if (least < n->least) n->least = least;
+    if (least < n->room) bits[id / 32] |= UINT32_C(1) << id % 32;
+}
+
+/* Sets the bits of the tokens of a tree that heads[0, n) can take; of those that lead near the end, if it is asked for. */
+static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, nearness *end, uint32_t *bits)
 {
     walk_levels l;
     l.begin[0] = 0;
@@ -518,7 +546,9 @@ static void walk(qw_masker *w, match_run *r, const trie_part *part, uint32_t n, 
                 bits[part->order[k] / 32] |= UINT32_C(1) << part->order[k] % 32;
             i = t->skip;
         } else {
-            if (t->token >= 0) bits[t->token / 32] |= UINT32_C(1) << t->token % 32;
+            const uint32_t d = t->depth + 1u;
+            if (t->token >= 0 && end) set_near(w, r, end, t->token, w->heads + l.begin[d], l.end[d] - l.begin[d], bits);
+            else if (t->token >= 0) bits[t->token / 32] |= UINT32_C(1) << t->token % 32;
             i++;
         }
     }
@@ -567,7 +597,7 @@ static void walk_with(qw_masker *w, match_run *r, const trie_part *part, const m
         tried kind = tried_with(r->g, &heads[i]);
         if (kind >= from && kind <= to) w->heads[chosen++] = heads[i];
     }
-    if (chosen > 0) walk(w, r, part, chosen, bits);
+    if (chosen > 0) walk(w, r, part, chosen, NULL, bits);
 }
 
 /* With many readings the matcher leaves some out, and which ones depends on all of them: then all are walked together,
@@ -578,7 +608,7 @@ static void compute_exactly(qw_masker *w, match_run *r, const match_head *heads,
     set_specials(r->g, heads, n, bits);
     memcpy(w->heads, heads, n * sizeof *heads);
     w->exact = true;
-    walk(w, r, &w->trie->all, n, bits);
+    walk(w, r, &w->trie->all, n, NULL, bits);
     w->exact = false;
 }
 
@@ -617,4 +647,52 @@ void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits)
     }
     for (uint32_t i = 0; i < w->trie->n_ends; i++)
         bits[w->trie->ends[i] / 32] |= UINT32_C(1) << w->trie->ends[i] % 32;
+}
+
+/* ---- the way to the end ----------------------------------------------------------------------- */
+
+static void set_near_specials(const qw_masker *w, const match_run *r, nearness *end, const match_head *heads, uint32_t n,
+                              uint32_t *bits)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        const grammar_state *s = &r->g->states[heads[i].state];
+        for (uint32_t k = 0; k < s->n_calls; k++) {
+            const grammar_call *c = &r->g->calls[s->calls + k];
+            match_head behind = heads[i];
+            behind.state = c->to;
+            if (c->token) set_near(w, r, end, (int32_t)c->what, &behind, 1, bits);
+        }
+    }
+}
+
+/* The tokens behind which it is less than end->room to the end, into w->near. */
+static void find_near(qw_masker *w, const qw_matcher *m, nearness *end)
+{
+    match_head heads[MATCH_WORK_MAX];
+    match_run r;
+    match_run_begin(&r, m, w->nodes, WALK_NODES);
+    match_frames_to_end(m->g, m->nodes, m->n_nodes, w->below);
+    end->n_below = m->n_nodes;
+    uint32_t n = match_closure(&r, m->heads, m->n_heads, heads);
+    memset(w->near, 0, w->trie->n_words * sizeof *w->near);
+    set_near_specials(w, &r, end, heads, n, w->near);
+    memcpy(w->heads, heads, n * sizeof *heads);
+    w->exact = true;
+    walk(w, &r, &w->trie->all, n, end, w->near);
+    w->exact = false;
+}
+
+void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t room, uint32_t *bits)
+{
+    nearness end = {.mask = bits, .room = room, .least = UINT32_MAX};
+    if (m->ended) return;
+    find_near(w, m, &end);
+    if (end.least >= room && !qw_matcher_may_end(m)) {
+        if (end.least == UINT32_MAX) return;
+        end.room = end.least + 1;
+        find_near(w, m, &end);
+    }
+    for (uint32_t i = 0; i < w->trie->n_ends; i++) /* they are set where the text may end */
+        w->near[w->trie->ends[i] / 32] |= bits[w->trie->ends[i] / 32] & UINT32_C(1) << w->trie->ends[i] % 32;
+    memcpy(bits, w->near, w->trie->n_words * sizeof *bits);
 }

@@ -418,6 +418,25 @@ bool qw_matcher_may_end(const qw_matcher *m)
     return match_may_end(&r, work, match_closure(&r, m->heads, m->n_heads, work));
 }
 
+uint32_t qw_matcher_to_end(const qw_matcher *m)
+{
+    uint32_t least = GRAMMAR_FAR;
+    if (m->ended) return 0;
+    for (uint32_t i = 0; i < m->n_heads; i++) {
+        uint32_t own = match_to_end(m->g, m->nodes, NULL, 1, &m->heads[i]);
+        if (own < least) least = own;
+    }
+    return least;
+}
+
+uint32_t qw_matcher_to_end_after(const qw_matcher *m, int32_t id)
+{
+    qw_matcher_copy(m->saved, m);
+    bool taken = take_token(m->saved, id);
+    QW_ASSERT(taken);
+    return qw_matcher_to_end(m->saved);
+}
+
 /* How many bytes, and tokens of their own, may come next, counted up to two; *byte is one of them. */
 static int choices(const qw_matcher *m, uint8_t *byte)
 {

@@ -25,6 +25,7 @@ enum {
     GRAMMAR_UNLIMITED = 65535,
     GRAMMAR_INDENT_MAX = 64,         /* spaces after a line break between tokens of JSON */
     GRAMMAR_NEED_NEVER = 60000,      /* no depth is enough */
+    GRAMMAR_FAR = 1 << 28,           /* bytes to the end: this many, or more */
     GRAMMAR_ROOM_MAX = QW_MASKED_TOKEN_BYTES_MAX,
     GRAMMAR_ROOM_MIN = 16            /* less than this is not worth a way of its own */
 };
@@ -262,11 +263,13 @@ enum {
 typedef struct grammar_state {
     uint32_t edges, calls; /* first of each */
     uint16_t n_edges, n_calls;
-    uint16_t lo, hi;       /* counted states; KEY: lo is 1 + entry of the key that ends here, 0: none */
+    uint16_t lo, hi;       /* counted states; KEY: lo is 1 + entry of the key that ends here, 0: none; hi its bytes so far */
     uint16_t need;         /* frames that it takes, at least, to get to the end of the rule */
     uint16_t flags;
     uint16_t room;         /* ABSORBS, not counted: of characters; GRAMMAR_ROOM_MAX: any number */
     uint32_t object;       /* 1 + index, states of objects */
+    uint32_t item;         /* counted: first state of what is counted; 0: a character */
+    uint32_t far;          /* bytes to the end of the rule, as grammar_end.c says */
 } grammar_state;
 
 typedef struct grammar_object {
@@ -287,6 +290,8 @@ typedef struct grammar_part {
     uint16_t need;
     uint16_t required_after, cheap_after; /* among the entries from here on, the repeated ones not counted */
     uint32_t next_required; /* the first from here on; object.n - n_open when there is none */
+    uint16_t key_bytes;    /* of its shortest key */
+    uint32_t behind;       /* bytes of the required ones from here on */
 } grammar_part;
 
 struct qw_grammar {
@@ -310,6 +315,9 @@ struct qw_grammar {
 
 /* Turns the rules into *out. root: the rule that is the whole text. Sets the error when no text satisfies it. */
 qw_grammar *grammar_link(grammar_build *b, uint32_t root, const qw_grammar_options *options);
+
+/* Least bytes from a state to the end of its rule, with its frame's counters. returns: a rule above it ends there first. */
+uint32_t grammar_to_end(const qw_grammar *g, uint32_t state, uint32_t a, uint32_t b, bool returns);
 
 /* ---- matching --------------------------------------------------------------------------------- */
 
@@ -375,6 +383,10 @@ static inline bool match_admits(const qw_grammar *g, uint32_t state, int byte)
 }
 /* All heads that calls and returns lead to without a byte: MATCH_WORK_MAX places. */
 uint32_t match_closure(match_run *r, const match_head *in, uint32_t n, match_head *out);
+/* Least bytes from a head to the end of the text. below: those of the first n_below frames, from match_frames_to_end. */
+uint32_t match_to_end(const qw_grammar *g, const match_node *nodes, const uint32_t *below, uint32_t n_below,
+                      const match_head *h);
+void match_frames_to_end(const qw_grammar *g, const match_node *nodes, uint32_t n, uint32_t *below);
 bool match_may_end(const match_run *r, const match_head *heads, uint32_t n);
 /* Sets what the run knows about keys from the matcher's place. */
 void match_run_begin(match_run *r, const qw_matcher *m, match_node *nodes, uint32_t cap);

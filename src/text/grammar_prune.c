@@ -8,7 +8,7 @@
 #include "base/mem.h"
 #include "text/grammar_link.h"
 
-static bool counted_pass(linker *l)
+bool grammar_pass(linker *l)
 {
     return grammar_work(l->b, (uint64_t)l->g->n_states + l->g->n_edges + l->g->n_calls);
 }
@@ -46,7 +46,7 @@ static bool state_can_end(const qw_grammar *g, uint32_t i, const uint8_t *good)
 
 static void find_good(linker *l, uint8_t *good)
 {
-    for (bool changed = true; changed && counted_pass(l);) {
+    for (bool changed = true; changed && grammar_pass(l);) {
         changed = false;
         for (uint32_t i = l->g->n_states; i-- > 1;)
             if (!good[i] && state_can_end(l->g, i, good)) good[i] = changed = true;
@@ -140,7 +140,7 @@ static void find_first(linker *l)
             const grammar_edge *e = &g->edges[g->states[i].edges + k];
             for (unsigned c = e->lo; c <= e->hi; c++) g->first[i][c / 64] |= UINT64_C(1) << c % 64;
         }
-    for (bool changed = true; changed && counted_pass(l);) {
+    for (bool changed = true; changed && grammar_pass(l);) {
         changed = false;
         for (uint32_t i = g->n_states; i-- > 1;) changed |= gather(l, i);
     }
@@ -250,7 +250,7 @@ static void find_need(linker *l)
     uint16_t *scratch = NULL;
     l->b->status = qw_alloc(&scratch, g->n_parts, sizeof *scratch, "properties", l->b->err);
     for (uint32_t i = 0; i < g->n_states; i++) g->states[i].need = GRAMMAR_NEED_NEVER;
-    for (bool changed = true; changed && counted_pass(l);) {
+    for (bool changed = true; changed && grammar_pass(l);) {
         changed = false;
         for (uint32_t i = g->n_states; i-- > 1;) {
             uint16_t need = state_need(g, i, scratch);
@@ -344,7 +344,7 @@ static void find_room(linker *l)
 {
     qw_grammar *g = l->g;
     for (uint32_t i = 1; i < g->n_states; i++) g->states[i].room = GRAMMAR_ROOM_MAX;
-    for (bool changed = true; changed && counted_pass(l);) {
+    for (bool changed = true; changed && grammar_pass(l);) {
         changed = false;
         for (uint32_t i = g->n_states; i-- > 1;) {
             if (g->states[i].room == 0) continue;
@@ -390,6 +390,7 @@ void grammar_prune(linker *l)
         return;
     }
     count_parts(g);
+    grammar_find_far(l);
     find_room(l);
     set_flags(g);
 }

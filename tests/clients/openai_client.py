@@ -295,6 +295,23 @@ def test_deadline(s, chat, bias):
         stream.close()
 
 
+def test_closed(s, chat):
+    """A text that is held to a form is whole when its tokens run out, and the reply says that it would have gone on."""
+    form = {"type": "json_schema", "json_schema": {"name": "list", "schema": {
+        "type": "array", "items": {"type": "string", "minLength": 2}, "minItems": 2}}}
+    c = chat.ask(max_tokens=24, response_format=form).choices[0]
+    s.equal((c.finish_reason, c.model_extra.get("stop_reason")), ("stop", "closed"), "closed")
+    s.check(len(json.loads(c.message.content)) >= 2, "and whole", c.message.content)
+    chunks = [x.choices[0] for x in chat.streamed(max_tokens=24, response_format=form) if x.choices]
+    s.equal((chunks[-1].finish_reason, chunks[-1].model_extra.get("stop_reason")), ("stop", "closed"), "a stream is closed")
+    s.equal("".join(x.delta.content or "" for x in chunks), c.message.content, "with the same text")
+    c = chat.ask(max_tokens=2, response_format=form).choices[0]
+    s.equal((c.finish_reason, c.model_extra.get("stop_reason")), ("length", None), "too few tokens for any text")
+    one = {"structured_outputs": {"choice": ["a", "b"]}}
+    c = chat.ask(max_tokens=2, extra_body=one).choices[0]
+    s.equal((c.finish_reason, c.model_extra.get("stop_reason")), ("stop", None), "one that ends in time by itself")
+
+
 def test_at_once(s, chat):
     """Several clients at once: each gets the answer it would get alone."""
     prompts = [f"Question {i}" for i in range(8)]
@@ -334,7 +351,7 @@ def main():
     chat = Chat(service, os.path.basename(args.model).removesuffix(".gguf"))
     chat.qw, chat.path = os.path.abspath(args.qw), os.path.abspath(args.model)
     bias = endless(args.qw, args.model)
-    for test in (test_models, test_whole, test_stream, test_logprobs, test_roles, test_errors, test_at_once):
+    for test in (test_models, test_whole, test_stream, test_logprobs, test_roles, test_errors, test_closed, test_at_once):
         s.run(test, chat)
     for test in (test_sampling, test_lengths_and_stops, test_deadline, test_leaving):
         s.run(test, chat, bias)

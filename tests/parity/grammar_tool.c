@@ -30,8 +30,6 @@ struct tool {
     int32_t *allowed;
     uint64_t random;
     double *times;
-    uint32_t *distance; /* of the grammar at hand */
-    qw_matcher *ahead;
     size_t n_times;
 };
 
@@ -81,65 +79,11 @@ static int32_t any_byte(struct tool *t)
     return n ? t->allowed[next_random(t) % n] : -1;
 }
 
-/* ---- the way to the end ----------------------------------------------------------------------- */
-
-enum { FAR_AWAY = 1 << 20 };
-
-static uint32_t nearer(uint32_t x, uint32_t y)
-{
-    return x < y ? x : y;
-}
-
-/* Bytes that it takes, at least, from each state to the end of its rule; conditions of edges are not looked at. */
-static void find_distances(struct tool *t, const qw_grammar *g)
-{
-    free(t->distance);
-    t->distance = calloc(g->n_states, sizeof *t->distance);
-    if (!t->distance) die("out of memory");
-    for (uint32_t i = 0; i < g->n_states; i++) t->distance[i] = FAR_AWAY;
-    for (bool changed = true; changed;) {
-        changed = false;
-        for (uint32_t i = g->n_states; i-- > 1;) {
-            const grammar_state *s = &g->states[i];
-            uint32_t d = s->flags & STATE_ACCEPT ? 0 : FAR_AWAY;
-            for (uint32_t k = 0; k < s->n_edges; k++) d = nearer(d, 1 + t->distance[g->edges[s->edges + k].to]);
-            for (uint32_t k = 0; k < s->n_calls; k++) {
-                const grammar_call *c = &g->calls[s->calls + k];
-                d = nearer(d, t->distance[c->to] + (c->token ? 1 : t->distance[c->what]));
-            }
-            changed |= d < t->distance[i];
-            t->distance[i] = nearer(d, t->distance[i]);
-        }
-    }
-}
-
-static uint32_t distance_of(const struct tool *t, const qw_matcher *m)
-{
-    uint32_t best = UINT32_MAX;
-    for (uint32_t i = 0; i < m->n_heads; i++) {
-        uint32_t d = t->distance[m->heads[i].state];
-        for (uint32_t at = m->heads[i].node; at; at = m->nodes[at].parent) d += t->distance[m->nodes[at].ret];
-        best = nearer(best, d);
-    }
-    return best;
-}
-
-/* The token that brings the end nearest; of several one by chance. */
+/* One of the tokens that bring the end nearest. */
 static int32_t toward_end(struct tool *t, const qw_matcher *m)
 {
-    uint32_t best = UINT32_MAX;
-    size_t n = 0;
-    if (qw_matcher_may_end(m)) return qw_tokenizer_find(t->tokenizer, "<|im_end|>");
-    for (int b = 0; b < 256; b++) {
-        if (!is_set(t, t->bytes[b])) continue;
-        qw_matcher_copy(t->ahead, m);
-        if (qw_matcher_advance(t->ahead, t->bytes[b], NULL) != QW_OK) die("a token of the mask does not fit");
-        uint32_t d = distance_of(t, t->ahead);
-        if (d < best) n = 0;
-        best = nearer(best, d);
-        if (d == best) t->allowed[n++] = t->bytes[b];
-    }
-    return n ? t->allowed[next_random(t) % n] : any_token(t);
+    qw_masker_close(t->masker, m, 0, t->bits);
+    return any_token(t);
 }
 
 static int32_t choose(struct tool *t, const qw_matcher *m, bool ending)
@@ -167,8 +111,7 @@ static json_t *walk(struct tool *t, const qw_grammar *g, size_t soft, size_t max
     qw_matcher *m;
     qw_buf out;
     bool ended = false;
-    if (qw_matcher_create(g, t->tokenizer, &m, NULL) != QW_OK || qw_matcher_create(g, t->tokenizer, &t->ahead, NULL) != QW_OK)
-        die("out of memory");
+    if (qw_matcher_create(g, t->tokenizer, &m, NULL) != QW_OK) die("out of memory");
     qw_buf_init(&out, 1 << 24, "an output");
     for (size_t i = 0; i < max && !ended; i++, ++*tokens) {
         double begin = cpu_us();
@@ -179,7 +122,6 @@ static json_t *walk(struct tool *t, const qw_grammar *g, size_t soft, size_t max
         ended = qw_tokenizer_is_end(t->tokenizer, id);
     }
     qw_matcher_destroy(m);
-    qw_matcher_destroy(t->ahead);
     json_t *text = ended ? json_stringn(qw_buf_str(&out), out.n) : json_null();
     if (!text) die("an output is not UTF-8");
     qw_buf_free(&out);
@@ -254,7 +196,6 @@ static json_t *answer(struct tool *t, const json_t *request)
     json_t *outputs = json_array();
     size_t tokens = 0, n = (size_t)json_integer_value(json_object_get(request, "n"));
     t->n_times = 0;
-    find_distances(t, g);
     for (size_t i = 0; i < n; i++) {
         t->random = (uint64_t)json_integer_value(json_object_get(request, "seed")) * 0x9E3779B97F4A7C15u + i + 1;
         for (int k = 0; k < 8; k++) next_random(t);
@@ -311,7 +252,6 @@ int main(int argc, char **argv)
     free(t.bits);
     free(t.allowed);
     free(t.times);
-    free(t.distance);
     qw_masker_destroy(t.masker);
     qw_token_trie_destroy(t.trie);
     qw_tokenizer_close(t.tokenizer);

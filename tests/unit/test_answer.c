@@ -247,6 +247,26 @@ static void test_plain(void **state)
     rig_close(r);
 }
 
+/* That a token was not the model's own choice is said once, before it; and at the end, if the text came to one. */
+static void test_closed(void **state)
+{
+    static const qw_finish finishes[] = {QW_FINISH_NONE, QW_FINISH_LENGTH};
+    (void)state;
+    for (size_t i = 0; i < 2; i++) {
+        rig *r = rig_open(&(options){0}, true);
+        say(r, "[[");
+        qw_engine_answer_closes(&r->answer);
+        say(r, "]");
+        qw_engine_answer_closes(&r->answer);
+        say(r, "]");
+        if (finishes[i] == QW_FINISH_NONE) push(r, ID_IM_END);
+        end(r, finishes[i]);
+        assert_string_equal(r->line.text, "T([[)W(the limit of tokens came near: the answer was brought to its end to keep its form)T(]])");
+        assert_int_equal(r->last.closed, finishes[i] == QW_FINISH_NONE);
+        rig_close(r);
+    }
+}
+
 static void test_thinking(void **state)
 {
     (void)state;
@@ -493,7 +513,7 @@ static int close_vocab(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_plain),        cmocka_unit_test(test_thinking),
+        cmocka_unit_test(test_plain), cmocka_unit_test(test_closed),        cmocka_unit_test(test_thinking),
         cmocka_unit_test(test_reasoning_tokens), cmocka_unit_test(test_calls),
         cmocka_unit_test(test_broken_calls), cmocka_unit_test(test_stop_strings),
         cmocka_unit_test(test_one_call),     cmocka_unit_test(test_limits),

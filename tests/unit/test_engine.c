@@ -15,6 +15,7 @@
 
 #include <poll.h>
 #include <pthread.h>
+#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -89,9 +90,10 @@ typedef struct answer {
     int32_t tokens[TOKENS_MAX];
     float logprobs[TOKENS_MAX];
     size_t n_tokens;
-    size_t n_terminal, n_progress;
+    size_t n_terminal, n_progress, n_warnings;
     uint32_t prefilled; /* of the latest progress event */
     qw_finish finish;
+    bool closed;
     char stop[QW_STOP_BYTES_MAX + 1];
     qw_usage usage;
     qw_timings timings;
@@ -116,6 +118,7 @@ static void take(answer *a, const qw_event *ev)
         assert_true(ev->usage.prefilled > a->prefilled && ev->usage.prefilled < ev->usage.prompt_tokens);
         a->prefilled = ev->usage.prefilled;
     }
+    a->n_warnings += ev->type == QW_EVENT_WARNING;
     if (ev->type == QW_EVENT_TEXT) {
         assert_true(ev->text.n > 0 || ev->n_tokens > 0);
         assert_true(a->n_text + ev->text.n < sizeof a->text && a->n_tokens + ev->n_tokens <= TOKENS_MAX);
@@ -130,6 +133,7 @@ static void take(answer *a, const qw_event *ev)
     if (!qw_event_is_terminal(ev)) return;
     a->n_terminal++;
     a->finish = ev->finish;
+    a->closed = ev->closed;
     a->timings = ev->timings;
     a->error = ev->error;
     assert_int_equal(ev->type == QW_EVENT_ERROR, ev->error.status != QW_OK);
@@ -183,6 +187,7 @@ static void assert_same(const answer *a, const answer *b)
     assert_memory_equal(a->logprobs, b->logprobs, a->n_tokens * sizeof *a->logprobs);
     assert_string_equal(a->text, b->text);
     assert_int_equal(a->finish, b->finish);
+    assert_int_equal(a->closed, b->closed);
 }
 
 static void fill_ids(int32_t *ids, size_t n, uint32_t seed)
@@ -839,6 +844,147 @@ static void test_end_token(void **state)
     qw_model_close(m);
 }
 
+/* Forms that a model which says anything would never end by itself, the shortest text of each, and how many bytes it has. */
+static const struct {
+    qw_form_kind kind;
+    const char *source;
+    int64_t n_bytes;
+} endless[] = {
+    {QW_FORM_JSON, "", 2},
+    {QW_FORM_SCHEMA, "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"minLength\":4},"
+                     "\"list\":{\"type\":\"array\","
+                     "\"items\":{\"type\":\"array\"},\"minItems\":2}},\"required\":[\"name\",\"list\"]}", 30},
+    {QW_FORM_SCHEMA, "{\"type\":\"object\",\"patternProperties\":{\"f.*\":true,\"b.*\":false}}", 2},
+    {QW_FORM_REGEX, "[a-z ]{3,}\\.", 4},
+    {QW_FORM_REGEX, "\\w+\\s\\w+", 3}, /* it may end, and need not */
+};
+
+static qw_request form_request(size_t i, int64_t n, uint64_t seed)
+{
+    qw_request r = ids_request(few_ids, 7, n, seed);
+    r.ignore_eos = false;
+    r.form = (qw_form_request){.kind = endless[i].kind, .source = qw_text_of(endless[i].source)};
+    return r;
+}
+
+static bool is_whole(const answer *a, size_t i)
+{
+    if (endless[i].kind == QW_FORM_REGEX) return a->n_text >= 3 && (i > 3 || a->text[a->n_text - 1] == '.');
+    json_t *value = json_loads(a->text, JSON_REJECT_DUPLICATES, NULL);
+    json_decref(value);
+    return value != NULL;
+}
+
+/* A text that is held to a form is whole when its tokens run out, however few they are, unless they are too few for any. It is
+ * said once, and only of a text that would have gone on. */
+static void test_form_ends(void **state)
+{
+    static const int64_t limits[] = {1, 2, 3, 5, 8, 12, 20, 40, 45, 64, 100, 200};
+    (void)state;
+    qw_model *m = open_model(Q4KM, false);
+    qw_engine *e = open_engine(m, 2, 512, 0);
+    size_t n_closed = 0, n_cut = 0;
+    for (size_t i = 0; i < sizeof endless / sizeof *endless; i++)
+        for (size_t k = 0; k < sizeof limits / sizeof *limits; k++)
+            for (uint64_t seed = 1; seed <= 4; seed++) {
+                qw_request r = form_request(i, limits[k], seed);
+                bool may = limits[k] > endless[i].n_bytes + endless[i].n_bytes / 4;
+                answer *a = run(e, &r);
+                if (may && a->finish != QW_FINISH_STOP) fail_msg("form %zu, %d tokens: cut: %s", i, (int)limits[k], a->text);
+                if (a->finish == QW_FINISH_STOP) assert_true(is_whole(a, i));
+                else assert_int_equal(a->finish, QW_FINISH_LENGTH);
+                assert_true(a->usage.completion_tokens <= limits[k]);
+                if (a->closed) assert_int_equal(a->finish, QW_FINISH_STOP);
+                if (a->finish == QW_FINISH_STOP) assert_int_equal(a->n_warnings, a->closed);
+                n_closed += a->closed;
+                n_cut += a->finish == QW_FINISH_LENGTH;
+                free(a);
+            }
+    print_message("%zu were closed, %zu cut\n", n_closed, n_cut);
+    assert_true(n_closed > 50 && n_cut > 4);
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
+/* The context is a limit of tokens, too. */
+static void test_form_fits_context(void **state)
+{
+    (void)state;
+    qw_model *m = open_model(Q4KM, false);
+    qw_engine *e = open_engine(m, 2, 64, 0);
+    for (size_t i = 0; i < sizeof endless / sizeof *endless; i++)
+        for (uint64_t seed = 1; seed <= 6; seed++) {
+            qw_request r = form_request(i, 0, seed);
+            answer *a = run(e, &r);
+            assert_int_equal(a->finish, QW_FINISH_STOP);
+            assert_true(is_whole(a, i));
+            free(a);
+        }
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
+/* A text that ends in time anyway is what it is with any other limit: choices are not bent to the shortest. */
+static void test_form_left_alone(void **state)
+{
+    static const qw_text choices[] = {{"Hell", 4}, {"no", 2}, {"mmmmmmmmmm", 10}};
+    size_t n_long = 0;
+    (void)state;
+    qw_model *m = open_model(Q4KM, false);
+    qw_engine *e = open_engine(m, 2, 512, 0);
+    for (uint64_t seed = 1; seed <= 20; seed++) {
+        qw_request r = ids_request(few_ids, 7, 300, seed);
+        r.ignore_eos = false;
+        r.form = (qw_form_request){.kind = QW_FORM_CHOICE, .choices = choices, .n_choices = 3};
+        answer *a = run(e, &r);
+        assert_true(a->finish == QW_FINISH_STOP && !a->closed && a->n_warnings == 0);
+        r.max_tokens = a->usage.completion_tokens + a->usage.completion_tokens / 4;
+        answer *b = run(e, &r);
+        assert_same(a, b);
+        n_long += a->n_text > 2;
+        free(a);
+        free(b);
+    }
+    assert_true(n_long > 4);
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
+/* And the same whatever shares its passes, and with guesses or without. */
+static void test_form_closes_alike(void **state)
+{
+    enum { N = 12 };
+    (void)state;
+    qw_model *m = open_model(Q4KM, false);
+    const qw_engine_options one = {.n_threads = 2, .context = 512, .n_parallel = 1, .plain_decoding = true};
+    qw_engine *plain = open_with(m, one);
+    qw_engine *e = open_with(m, (qw_engine_options){.n_threads = 2, .context = 512, .n_parallel = 4});
+    answer *together[N], *alone[N];
+    size_t n_closed = 0;
+    for (size_t i = 0; i < N; i++) {
+        qw_request r = form_request(i % 5, 40 + 7 * (int64_t)i, i);
+        if (i < N / 2) r.sampling.temperature = 0;
+        alone[i] = run(plain, &r);
+        together[i] = new_answer(submit(e, &r));
+    }
+    finish_all(e, together, N);
+    qw_engine_stats stats;
+    qw_engine_get_stats(e, &stats);
+    print_message("%llu tokens were guessed, %llu rightly\n", (unsigned long long)stats.guessed,
+                  (unsigned long long)stats.guessed_right);
+    assert_true(stats.guessed_right > 0);
+    for (size_t i = 0; i < N; i++) {
+        assert_same(alone[i], together[i]);
+        n_closed += alone[i]->closed;
+        free(alone[i]);
+        free(together[i]);
+    }
+    assert_true(n_closed > 4);
+    qw_engine_destroy(plain);
+    qw_engine_destroy(e);
+    qw_model_close(m);
+}
+
 static void test_logit_bias(void **state)
 {
     (void)state;
@@ -1363,7 +1509,9 @@ int main(void)
         cmocka_unit_test(test_prompt_too_long),
         cmocka_unit_test(test_length_and_context), cmocka_unit_test(test_smallest_context),
         cmocka_unit_test(test_bad_requests),     cmocka_unit_test(test_stop_strings),
-        cmocka_unit_test(test_end_token),        cmocka_unit_test(test_logit_bias),
+        cmocka_unit_test(test_end_token),        cmocka_unit_test(test_form_ends), cmocka_unit_test(test_form_fits_context),
+        cmocka_unit_test(test_form_left_alone), cmocka_unit_test(test_form_closes_alike),
+        cmocka_unit_test(test_logit_bias),
         cmocka_unit_test(test_padding_rows),     cmocka_unit_test(test_no_control_ids),
         cmocka_unit_test(test_fim),              cmocka_unit_test(test_raw_and_tokens),
         cmocka_unit_test(test_destroy),          cmocka_unit_test(test_many_submitters),

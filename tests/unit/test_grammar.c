@@ -389,6 +389,7 @@ static const struct {
     {SCHEMA, "{\"type\":\"string\",\"pattern\":\"^.{20,40}$\"}"},
     {REGEX, "(a|ab|aaaa)*b?c"},
     {REGEX, "[^\"]*\"(\\\\.|[^\"])*"},
+    {REGEX, "[a-z]+ ?[a-z]+"},
     {EBNF, "s ::= \"(\" s \")\" s | \"a\"*"},
     {EBNF, "s ::= \"a\" s \"a\" | \"a\" s \"b\" | \"\""},
     {CALLS_JSON, tools},
@@ -480,6 +481,147 @@ static void test_ends(void **state)
     assert_int_equal(qw_matcher_advance(m, N_VOCAB, NULL), QW_E_ARG);
     qw_masker_destroy(w);
     destroy(g, m);
+}
+
+/* ---- the way to the end ----------------------------------------------------------------------- */
+
+static const struct {
+    enum kind kind;
+    const char *source, *shortest;
+} shortest[] = {
+    {SCHEMA, "{\"type\":\"object\"}", "{}"},
+    {SCHEMA, "{\"type\":\"string\",\"minLength\":3,\"maxLength\":9}", "\"aaa\""},
+    {SCHEMA, "{\"type\":\"array\",\"items\":{\"type\":\"string\",\"minLength\":2},\"minItems\":3}", "[\"aa\",\"aa\",\"aa\"]"},
+    {SCHEMA, "{\"type\":\"array\",\"prefixItems\":[{\"const\":12},true],\"items\":{\"type\":\"null\"},\"minItems\":4}",
+             "[12,1,null,null]"},
+    {SCHEMA, "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"},\"abc\":{\"type\":\"string\"},\"b\":{\"type\":"
+             "\"object\",\"properties\":{\"id\":{\"type\":\"null\"}},\"required\":[\"id\"]},\"c\":true},\"required\":[\"abc\",\"b\"]}",
+             "{\"abc\":\"\",\"b\":{\"id\":null}}"},
+    {SCHEMA, "{\"type\":\"object\",\"properties\":{\"l\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}},\"n\":{\"type\":\"integer\"}},"
+             "\"required\":[\"l\",\"n\"]}", "{\"l\":[],\"n\":1}"},
+    {SCHEMA, "{\"type\":\"object\",\"additionalProperties\":{\"type\":\"integer\"},\"minProperties\":1}", "{\"\":1}"},
+    {SCHEMA, "{\"anyOf\":[{\"const\":\"hello\"},{\"type\":\"array\",\"items\":true,\"minItems\":2}]}", "[1,1]"},
+    {REGEX, "yes|no|maybe", "no"},
+    {REGEX, "(abc){2,}x?", "abcabc"},
+    {EBNF, "s ::= \"(\" s \")\" s | \"aa\"", "aa"},
+    {EBNF, "s ::= \"x\" s | a\na ::= \"[\" b \"]\"\nb ::= \"1\" | a", "[1]"},
+};
+
+static bool is_byte_or_tag(int32_t id)
+{
+    return id < 256 || id >= 256 + N_PIECES;
+}
+
+/* A byte brings the end nearer by one at most, and where the text may end it is there: so the bound is one. */
+static void check_bound(const qw_matcher *m, const uint32_t *bits)
+{
+    uint32_t here = qw_matcher_to_end(m);
+    assert_int_equal(here == 0, qw_matcher_may_end(m));
+    for (int32_t id = 0; id < N_VOCAB; id++) {
+        if (!has_bit(bits, id) || qw_tokenizer_is_end(tokenizer, id)) continue;
+        uint32_t behind = qw_matcher_to_end_after(m, id);
+        if (is_byte_or_tag(id) && behind + 1 < here) fail_msg("token %d: %u bytes to the end, then %u", (int)id, here, behind);
+    }
+}
+
+/* Closing leaves the end, and the tokens behind which it is near enough, or else nearest, and nothing else. */
+static void check_closed(qw_masker *w, const qw_matcher *m, const uint32_t *bits, uint32_t room)
+{
+    uint32_t closed[N_WORDS], least = UINT32_MAX, any = 0;
+    memcpy(closed, bits, sizeof closed);
+    qw_masker_close(w, m, room, closed);
+    for (int32_t id = 0; id < N_VOCAB; id++) {
+        uint32_t d = has_bit(bits, id) ? qw_matcher_to_end_after(m, id) : UINT32_MAX;
+        if (d < least) least = d;
+    }
+    if (least >= room && !qw_matcher_may_end(m)) room = least + 1;
+    for (int32_t id = 0; id < N_VOCAB; id++) {
+        bool wanted = has_bit(bits, id) && (qw_tokenizer_is_end(tokenizer, id) || qw_matcher_to_end_after(m, id) < room);
+        if (wanted != has_bit(closed, id))
+            fail_msg("token %d is %s %u bytes", (int)id, wanted ? "banned within" : "kept beyond", room);
+        any += wanted;
+    }
+    assert_true(any > 0);
+}
+
+/* Goes on from m with bytes and tags that bring the end nearest; returns how many it took. */
+static uint32_t close_text(qw_masker *w, qw_matcher *m, uint32_t most)
+{
+    uint32_t bits[N_WORDS], n = 0;
+    for (; !qw_matcher_may_end(m); n++) {
+        int32_t best = -1;
+        uint32_t least = UINT32_MAX;
+        if (n == most) fail_msg("not at its end after %u bytes", n);
+        qw_masker_fill(w, m, bits);
+        for (int32_t id = 0; id < N_VOCAB; id++) {
+            if (!has_bit(bits, id) || !is_byte_or_tag(id)) continue;
+            uint32_t d = qw_matcher_to_end_after(m, id);
+            if (d < least) best = id;
+            if (d < least) least = d;
+        }
+        assert_int_equal(qw_matcher_advance(m, best, NULL), QW_OK);
+    }
+    return n;
+}
+
+static void test_shortest(void **state)
+{
+    qw_masker *w;
+    (void)state;
+    assert_int_equal(qw_masker_create(trie, 0, &w, NULL), QW_OK);
+    for (size_t i = 0; i < sizeof shortest / sizeof *shortest; i++) {
+        qw_grammar *g = compile(shortest[i].kind, shortest[i].source);
+        qw_matcher *m = matcher_of(g);
+        size_t n = strlen(shortest[i].shortest);
+        print_message("shortest %zu\n", i);
+        check_text(shortest[i].kind, shortest[i].source, shortest[i].shortest, true);
+        assert_int_equal(qw_matcher_to_end(m), n);
+        for (size_t k = 0; k < n; k++) { /* and of each place on that way */
+            assert_int_equal(feed(m, shortest[i].shortest + k, 1), 1);
+            assert_int_equal(qw_matcher_to_end(m), n - k - 1);
+        }
+        qw_matcher_destroy(m);
+        m = matcher_of(g);
+        assert_int_equal(close_text(w, m, (uint32_t)n), n);
+        destroy(g, m);
+    }
+    qw_masker_destroy(w);
+}
+
+/* From each place of random walks: the bound is one, closing keeps what it should, and bytes alone end the text in what the
+ * engine counts on, a fourth above the bound. */
+static void test_closing(void **state)
+{
+    uint32_t bits[N_WORDS];
+    qw_masker *w;
+    (void)state;
+    assert_int_equal(qw_masker_create(trie, 64, &w, NULL), QW_OK);
+    for (size_t i = 0; i < sizeof walked / sizeof *walked; i++) {
+        qw_grammar *g = compile(walked[i].kind, walked[i].source);
+        qw_matcher *copy = matcher_of(g);
+        for (uint64_t seed = 1; seed <= 4; seed++) {
+            qw_matcher *m = matcher_of(g);
+            random_state = seed * 0x9E3779B97F4A7C15u + i;
+            print_message("closing %zu seed %d\n", i, (int)seed);
+            for (int step = 0; step < 30; step++) {
+                qw_masker_fill(w, m, bits);
+                uint32_t d = qw_matcher_to_end(m);
+                check_bound(m, bits);
+                check_closed(w, m, bits, 0);
+                check_closed(w, m, bits, d);
+                check_closed(w, m, bits, d + 1);
+                check_closed(w, m, bits, d + 4);
+                qw_matcher_copy(copy, m);
+                close_text(w, copy, d + d / 4);
+                int32_t id = random_token(bits);
+                assert_int_equal(qw_matcher_advance(m, id, NULL), QW_OK);
+                if (id == ID_END) break;
+            }
+            qw_matcher_destroy(m);
+        }
+        destroy(g, copy);
+    }
+    qw_masker_destroy(w);
 }
 
 /* Random tokens that never end while anything else may come: calls are bounded, and then nothing but the end may come. */
@@ -835,7 +977,7 @@ int main(void)
         cmocka_unit_test(test_values),     cmocka_unit_test(test_strings),        cmocka_unit_test(test_containers),
         cmocka_unit_test(test_white_space), cmocka_unit_test(test_regex),         cmocka_unit_test(test_ebnf),
         cmocka_unit_test(test_calls),      cmocka_unit_test(test_masks),          cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_call_count),
+        cmocka_unit_test(test_shortest),   cmocka_unit_test(test_closing),        cmocka_unit_test(test_call_count),
         cmocka_unit_test(test_back),       cmocka_unit_test(test_known_keys),
         cmocka_unit_test(test_forced),         cmocka_unit_test(test_after_thinking),
         cmocka_unit_test(test_depth),      cmocka_unit_test(test_many_keys),      cmocka_unit_test(test_ambiguous),

@@ -67,11 +67,13 @@ CAPPED   := $(ISA_QW) $(addprefix $(BUILD)/tests/,test_bits test_engine test_for
 LIMITS   := $(BUILD)/bench/limits
 STATE    := $(BUILD)/bench/state
 SIM      := $(BUILD)/tests/sim/sim
+SIMS     := $(BUILD)/tests/sim_models/sim_models
+HYBRID   := tests/fixtures/families/qwen35-r1
 DRAFTS   := $(BUILD)/tests/drafts/drafts
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests sim drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
+.PHONY: all chat test tests sim sim-models drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
         bench-state peers clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
@@ -93,7 +95,7 @@ test:
 	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ISA),--isa $(ISA)) $(if $(ONLY),--only $(ONLY))
 
 ## tests: build the test programs without running them
-tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(SIM) $(DRAFTS)
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(SIM) $(SIMS) $(DRAFTS)
 
 ## checkasm-aarch64: the checks of the kernels for AArch64, cross-compiled (they run under qemu-aarch64)
 checkasm-aarch64:
@@ -154,6 +156,12 @@ peers: all $(LIMITS)
 sim: $(SIM)
 	@$(SIM) --seeds $(or $(SEEDS),10000) --base $(or $(BASE),1)
 
+## sim-models: the engine on real models in processes that are killed (SEEDS=20 BASE=1 MODEL=name HYBRID=file; minutes)
+sim-models: all $(SIMS)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@$(SIMS) --base $(or $(BASE),1) --seeds $(or $(SEEDS),100) --model $(HYBRID) --seeds $(or $(SEEDS),20) \
+	    --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json, sys; print(json.load(sys.stdin)["path"])')"
+
 ## drafts: how many tokens a pass gives with drafts, on answers of the default model (MODEL=name for another; minutes)
 drafts: all $(DRAFTS)
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
@@ -192,6 +200,9 @@ $(CHECKASM): $(call obj,$(wildcard tests/kernels/*.c $(KERNEL_DIRS:%=src/%/*.c))
 $(BUILD)/tests/test_state: $(BUILD)/tests/sim/fake_state.o
 
 $(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+$(SIMS): $(call obj,$(wildcard tests/sim_models/*.c) tests/sim/fake_model.c tests/sim/real_model.c) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(DRAFTS): $(call obj,$(wildcard tests/drafts/*.c)) $(BUILD)/libqw.a

@@ -68,11 +68,13 @@ LIMITS   := $(BUILD)/bench/limits
 STATE    := $(BUILD)/bench/state
 ASK      := $(BUILD)/bench/ask
 SIM      := $(BUILD)/tests/sim/sim
+SIMS     := $(BUILD)/tests/sim_models/sim_models
+HYBRID   := tests/fixtures/families/qwen35-r1
 DRAFTS   := $(BUILD)/tests/drafts/drafts
 KERNEL_BASE := cpu status utf8
 
 .DEFAULT_GOAL := all
-.PHONY: all chat test tests sim drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
+.PHONY: all chat test tests sim sim-models drafts checkasm-aarch64 parity perplexity quantizers convert-peer fixtures bench bench-kernels \
         bench-state bench-masks peers users speculation constrained clean help
 
 ## all: build the program build/qw and the library build/libqw.a (the default)
@@ -94,7 +96,7 @@ test:
 	@python3 tests/run.py --build $(BUILD) $(if $(SAN),--san) $(if $(ISA),--isa $(ISA)) $(if $(ONLY),--only $(ONLY))
 
 ## tests: build the test programs without running them
-tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(ASK) $(SIM) $(DRAFTS)
+tests: all $(UNIT) $(HELPERS) $(CHECKASM) $(FAKE) $(ISA_QW) $(LIMITS) $(STATE) $(ASK) $(SIM) $(SIMS) $(DRAFTS)
 
 ## checkasm-aarch64: the checks of the kernels for AArch64, cross-compiled (they run under qemu-aarch64)
 checkasm-aarch64:
@@ -177,6 +179,12 @@ constrained: all
 sim: $(SIM)
 	@$(SIM) --seeds $(or $(SEEDS),10000) --base $(or $(BASE),1)
 
+## sim-models: the engine on real models in processes that are killed (SEEDS=20 BASE=1 MODEL=name HYBRID=file; minutes)
+sim-models: all $(SIMS)
+	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
+	@$(SIMS) --base $(or $(BASE),1) --seeds $(or $(SEEDS),100) --model $(HYBRID) --seeds $(or $(SEEDS),20) \
+	    --model "$$($(BUILD)/qw show --json $(MODEL) | python3 -c 'import json, sys; print(json.load(sys.stdin)["path"])')"
+
 ## drafts: how many tokens a pass gives with drafts, on answers of the default model (MODEL=name for another; minutes)
 drafts: all $(DRAFTS)
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
@@ -216,6 +224,9 @@ $(BUILD)/tests/test_state: $(BUILD)/tests/sim/fake_state.o
 $(BUILD)/tests/test_core: $(BUILD)/tests/sim/fake_model.o
 
 $(SIM): $(call obj,$(wildcard tests/sim/*.c)) $(BUILD)/libqw.a
+	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
+
+$(SIMS): $(call obj,$(wildcard tests/sim_models/*.c) tests/sim/fake_model.c tests/sim/real_model.c) $(BUILD)/libqw.a
 	$(CC) $(LDFLAGS_ALL) -o $@ $^ $(LIBS)
 
 $(DRAFTS): $(call obj,$(wildcard tests/drafts/*.c)) $(BUILD)/libqw.a

@@ -179,8 +179,9 @@ static void measure(const qw_state_store *store, bool recurrent, bool cold, int 
                (double)us[h][0] / 1e3, (double)cpu_us[h][rounds / 2] / 1e3);
     }
     for (int h = READ_BUFFER; h < N_HOWS; h++)
-        printf("  %.2f of %s   (of the best %.2f)\n", (double)us[LOAD][rounds / 2] / (double)us[h][rounds / 2], names[h],
-               (double)us[LOAD][0] / (double)us[h][0]);
+        printf("  %.2f of %s   (of the best %.2f; of processors' time %.2f)\n",
+               (double)us[LOAD][rounds / 2] / (double)us[h][rounds / 2], names[h], (double)us[LOAD][0] / (double)us[h][0],
+               (double)cpu_us[LOAD][rounds / 2] / (double)cpu_us[h][rounds / 2]);
 }
 
 static void measure_sum(void)

@@ -109,9 +109,9 @@ static qw_status hash_layout(const qw_state_layout *l, uint8_t out[STATE_LAYOUT_
     const uint16_t order = 1; /* as its first byte tells */
     char text[512];
     int n = snprintf(text, sizeof text,
-                     "numerics %d order %d model %.64s exact %d kv %d layers %u heads %u of %u by %u index %u by %u "
+                     "format %d numerics %d order %d model %.64s exact %d kv %d layers %u heads %u of %u by %u index %u by %u "
                      "tile %d page %zu recurrent %zu",
-                     QW_STATE_NUMERICS, *(const uint8_t *)&order, l->model, l->exact, (int)l->shape.type,
+                     STATE_VERSION, QW_STATE_NUMERICS, *(const uint8_t *)&order, l->model, l->exact, (int)l->shape.type,
                      l->shape.n_layers, l->shape.n_heads, l->shape.n_kv_heads, l->shape.head_dim, l->shape.index_dim,
                      l->shape.index_block, QW_KV_TILE, l->page_bytes, l->recurrent_bytes);
     QW_ASSERT(n > 0 && n < (int)sizeof text);
@@ -187,13 +187,18 @@ static void remove_damaged(qw_state_files *s, const char *path)
     s->n.damaged++;
 }
 
-static void touch_path(const char *path, uint32_t depth)
+/* A file that was used last at used_s is in use now. */
+static void touch_since(const char *path, uint32_t depth, int64_t used_s)
 {
     const struct timespec used = state_use_time(depth), times[2] = {used, used};
-    struct stat st;
-    if (lstat(path, &st) != 0) return;
-    int64_t age_s = (int64_t)used.tv_sec - (int64_t)st.st_mtim.tv_sec;
+    int64_t age_s = (int64_t)used.tv_sec - used_s;
     if (age_s < 0 || age_s >= QW_STATE_TOUCH_S) utimensat(AT_FDCWD, path, times, AT_SYMLINK_NOFOLLOW);
+}
+
+static void touch_path(const char *path, uint32_t depth)
+{
+    struct stat st;
+    if (lstat(path, &st) == 0) touch_since(path, depth, (int64_t)st.st_mtim.tv_sec);
 }
 
 void qw_state_touch(qw_state_files *s, const qw_state_piece *p)
@@ -207,13 +212,14 @@ bool qw_state_load(qw_state_files *s, const qw_state_piece *p, void *data)
 {
     char path[PATH_MAX];
     const state_name name = name_of_piece(s, p);
-    state_read got = state_file_load(s, path_of(s, &name, path), p, name.id, data);
+    int64_t used_s = 0;
+    state_read got = state_file_load(s, path_of(s, &name, path), p, name.id, data, &used_s);
     if (got == STATE_MISSING) s->n.missing++;
     if (got == STATE_DAMAGED) remove_damaged(s, path);
     if (got != STATE_READ) return false;
     s->n.loaded++;
     s->n.loaded_bytes += state_data_bytes(s, p->snapshot);
-    touch_path(path, p->depth);
+    touch_since(path, p->depth, used_s);
     return true;
 }
 

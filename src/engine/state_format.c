@@ -23,7 +23,7 @@
 #include "base/new_file.h"
 #include "engine/state_private.h"
 
-enum { VERSION = 1, BLOCK_BYTES = 256 << 10, SUM_BYTES = 8, ID_DIGITS = 32, SYSTEM_PAGE = 4096 };
+enum { BLOCK_BYTES = 256 << 10, SUM_BYTES = 8, ID_DIGITS = 32, SYSTEM_PAGE = 4096 };
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23 /* since Linux 5.14; an error before that */
@@ -122,7 +122,7 @@ size_t state_file_bytes(const qw_state_files *s, bool snapshot)
 static file_header expected(const qw_state_files *s, const state_name *name, const int32_t *tokens)
 {
     size_t data = state_data_bytes(s, name->snapshot);
-    file_header h = {.magic = MAGIC, .version = VERSION, .header_bytes = (uint32_t)header_bytes(data),
+    file_header h = {.magic = MAGIC, .version = STATE_VERSION, .header_bytes = (uint32_t)header_bytes(data),
                      .parent = name->parent, .id = name->id, .snapshot = name->snapshot, .n_tokens = name->n_tokens,
                      .data_bytes = data, .block_bytes = BLOCK_BYTES};
     memcpy(h.layout, s->layout, sizeof h.layout);
@@ -157,8 +157,8 @@ static bool read_all(int fd, void *data, size_t n, size_t offset)
     return true;
 }
 
-/* The descriptor of a regular file of that size, or -1 with the reason. */
-static int open_file(const char *path, size_t bytes, state_read *why)
+/* The descriptor of a regular file of that size and its last use, or -1 with the reason. */
+static int open_file(const char *path, size_t bytes, int64_t *used_s, state_read *why)
 {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
@@ -166,7 +166,10 @@ static int open_file(const char *path, size_t bytes, state_read *why)
         *why = errno == ELOOP ? STATE_DAMAGED : STATE_MISSING;
         return -1;
     }
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == (off_t)bytes) return fd;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == (off_t)bytes) {
+        *used_s = (int64_t)st.st_mtim.tv_sec;
+        return fd;
+    }
     *why = STATE_DAMAGED;
     close(fd);
     return -1;
@@ -200,13 +203,14 @@ static bool read_data(int fd, const uint64_t *sums, size_t header, uint8_t *data
     return true;
 }
 
-state_read state_file_load(const qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id, void *data)
+state_read state_file_load(const qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id, void *data,
+                           int64_t *used_s)
 {
     const state_name name = {.parent = p->parent, .id = id, .n_tokens = p->n_tokens, .snapshot = p->snapshot};
     size_t n = state_data_bytes(s, p->snapshot), n_header = header_bytes(n);
     uint8_t *header = NULL;
     state_read result;
-    int fd = open_file(path, n_header + n, &result);
+    int fd = open_file(path, n_header + n, used_s, &result);
     if (fd < 0) return result;
     posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     if (qw_alloc(&header, n_header, 1, "header", NULL) != QW_OK) {
@@ -224,8 +228,9 @@ state_read state_file_tokens(const qw_state_files *s, const char *path, const st
                              int32_t tokens[QW_KV_TILE])
 {
     uint8_t *header = NULL;
+    int64_t used_s;
     state_read result;
-    int fd = open_file(path, state_file_bytes(s, false), &result);
+    int fd = open_file(path, state_file_bytes(s, false), &used_s, &result);
     if (fd < 0) return result;
     if (qw_alloc(&header, header_bytes(s->page_bytes), 1, "header", NULL) != QW_OK) {
         result = STATE_MISSING;

@@ -9,6 +9,7 @@
 #include "engine/state_files.h"
 
 enum {
+    STATE_VERSION = 2, /* of a file */
     STATE_LAYOUT_BYTES = 32,
     STATE_NAME_MAX = 112,    /* "abc/PARENT-ID-64.kv", and with an ending of base/new_file.c */
     STATE_HEADER_UNIT = 4096 /* a header is so many bytes, or a multiple: the data lie on a system page's border */
@@ -60,8 +61,9 @@ typedef enum state_read {
     STATE_DAMAGED
 } state_read;
 
-/* Reads and checks a file that should hold this piece. */
-state_read state_file_load(const qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id, void *data);
+/* Reads and checks a file that should hold this piece. *used_s: its last use, once it is open. */
+state_read state_file_load(const qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id, void *data,
+                           int64_t *used_s);
 /* Reads the tokens of a page from its header: [name->n_tokens]. */
 state_read state_file_tokens(const qw_state_files *s, const char *path, const state_name *name,
                              int32_t tokens[QW_KV_TILE]);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/checksum.h"
 #include "model.h"
 
 enum { VOCAB = 61, STATE_BYTES = 64, ROWS_MAX = 1024, CONTEXT_MAX = 4096 };
@@ -26,13 +27,7 @@ uint64_t sim_mix(uint64_t a, uint64_t b)
 
 uint64_t sim_hash_floats(const float *x, size_t n)
 {
-    uint64_t h = n;
-    for (size_t i = 0; i < n; i++) {
-        uint32_t bits;
-        memcpy(&bits, &x[i], sizeof bits);
-        h = sim_mix(h, bits);
-    }
-    return h;
+    return qw_checksum(x, n * sizeof *x);
 }
 
 /* Hash of a position: of its token, of the position before, of four others, of the state. at(ctx, i): hash of position i. */
@@ -110,15 +105,21 @@ static void solo(sim_model *m, const int32_t *prompt, uint32_t n_prompt, const q
     qw_sampler_destroy(sampler);
 }
 
+static void begin(sim_model *m, uint64_t seed, uint32_t context)
+{
+    if (context > CONTEXT_MAX) abort();
+    m->recurrent = sim_mix(seed, 77) % 2;
+}
+
 static qw_seq_pool *open_run(sim_model *m, uint64_t seed, uint32_t n_pages, uint32_t n_slots, uint32_t n_rows_max,
                              uint32_t context)
 {
     fake *f = (fake *)m;
-    m->recurrent = sim_mix(seed, 77) % 2;
+    (void)seed;
     const qw_seq_pool_options o = {.shape = {.n_layers = 1, .n_kv_heads = 1, .head_dim = 64, .type = QW_KV_F32},
                                    .n_pages = n_pages, .seq_tokens_max = context,
                                    .recurrent_bytes = m->recurrent ? STATE_BYTES : 0, .n_slots = n_slots};
-    if (n_rows_max > ROWS_MAX || context > CONTEXT_MAX || qw_seq_pool_create(&o, &f->pool, NULL) != QW_OK) abort();
+    if (n_rows_max > ROWS_MAX || qw_seq_pool_create(&o, &f->pool, NULL) != QW_OK) abort();
     return f->pool;
 }
 
@@ -144,7 +145,7 @@ static int64_t cost_us(size_t n_rows)
 
 sim_model *sim_fake_model(void)
 {
-    static fake f = {.base = {.n_vocab = VOCAB, .open_run = open_run, .close_run = close_run, .forward = forward, .logits = logits,
-                              .solo = solo, .cost_us = cost_us, .row = row_hash, .position = alone_hash}};
+    static fake f = {.base = {.n_vocab = VOCAB, .begin = begin, .open_run = open_run, .close_run = close_run, .forward = forward,
+                              .logits = logits, .solo = solo, .cost_us = cost_us, .row = row_hash, .position = alone_hash}};
     return &f.base;
 }

@@ -13,6 +13,8 @@ typedef struct sim_model sim_model;
 struct sim_model {
     uint32_t n_vocab;
     bool recurrent;
+    /* Before all that follows: which kind of model it is in this run, where that is the seed's choice; room for solo. */
+    void (*begin)(sim_model *m, uint64_t seed, uint32_t context);
     /* A pool of pages and slots, and functions that compute with it (compute.ctx is the model); closed with close_run. */
     qw_seq_pool *(*open_run)(sim_model *m, uint64_t seed, uint32_t n_pages, uint32_t n_slots, uint32_t n_rows_max, uint32_t context);
     void (*close_run)(sim_model *m);
@@ -29,9 +31,8 @@ struct sim_model {
 uint64_t sim_mix(uint64_t a, uint64_t b);
 uint64_t sim_hash_floats(const float *x, size_t n);
 
-/* recurrent: chosen by open_run from the seed. */
 sim_model *sim_fake_model(void);
-/* Ends the program with one line when the file cannot be opened. */
+/* Ends the program with one line when the file cannot be opened. Both live as long as the program. */
 sim_model *sim_real_model(const char *path);
 
 #endif

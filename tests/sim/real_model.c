@@ -15,7 +15,8 @@ typedef struct real {
     qw_model *model;
     qw_runtime rt;      /* of the run */
     qw_runtime alone;   /* of solo */
-    qw_seq *seq;        /* its sequence */
+    qw_seq *seq;        /* its sequence, */
+    int32_t *known;     /* [context] and the tokens in it */
     uint32_t context;
 } real;
 
@@ -26,15 +27,21 @@ static void must(qw_status status, const qw_err *err)
     exit(1);
 }
 
-static void open_alone(real *r, uint32_t context)
+static void begin(sim_model *m, uint64_t seed, uint32_t context)
 {
+    real *r = (real *)m;
     qw_err err;
     const qw_runtime_options o = {.n_threads = THREADS, .n_rows_max = SOLO_ROWS, .n_seqs = 1, .seq_tokens_max = context};
-    if (r->context == context) return;
+    (void)seed;
+    if (r->context > 0) {
+        if (r->context != context) abort();
+        return;
+    }
+    r->context = context;
+    must(qw_alloc(&r->known, context, sizeof *r->known, "tokens", &err), &err);
     must(qw_runtime_create(r->model->net, &o, &r->alone, &err), &err);
     must(qw_model_prepare(r->model, r->alone.pool, &err), &err);
     must(qw_seq_create(r->alone.seqs, &r->seq, &err), &err);
-    r->context = context;
 }
 
 static qw_seq_pool *open_run(sim_model *m, uint64_t seed, uint32_t n_pages, uint32_t n_slots, uint32_t n_rows_max,
@@ -44,7 +51,6 @@ static qw_seq_pool *open_run(sim_model *m, uint64_t seed, uint32_t n_pages, uint
     qw_err err;
     const qw_runtime_options o = {.n_threads = 1 + (int)(seed % THREADS), .n_rows_max = n_rows_max, .n_seqs = 1,
                                   .seq_tokens_max = context, .n_pages = n_pages, .n_slots = n_slots};
-    open_alone(r, context);
     must(qw_runtime_create(r->model->net, &o, &r->rt, &err), &err);
     return r->rt.seqs;
 }
@@ -76,6 +82,7 @@ static void append_alone(real *r, const int32_t *tokens, uint32_t n, float *out)
             rows[i] = (qw_row){.seq = r->seq, .pos = r->seq->n_tokens + i, .token = tokens[i], .silent = i < last};
         qw_forward(r->alone.pass, rows, piece);
         if (piece == n) qw_pass_logits(r->alone.pass, &last, 1, out, r->base.n_vocab);
+        memcpy(r->known + r->seq->n_tokens, tokens, piece * sizeof *tokens);
         qw_seq_advance(r->seq, tokens, piece);
         tokens += piece;
         n -= piece;
@@ -91,10 +98,15 @@ static void solo(sim_model *m, const int32_t *prompt, uint32_t n_prompt, const q
     qw_err err;
     must(qw_sampler_create(m->n_vocab, &sampler, &err), &err);
     must(qw_sampling_run_create(sampling, m->n_vocab, prompt, n_prompt, n, &draws, &err), &err);
-    must(qw_seq_truncate(r->seq, 0, NULL, &err), &err);
+    /* A conversation that goes on is computed once: nothing but its own end is added. */
+    uint32_t n_known = r->seq->n_tokens;
+    if (n_known >= n_prompt || memcmp(r->known, prompt, n_known * sizeof *prompt) != 0) {
+        must(qw_seq_truncate(r->seq, 0, NULL, &err), &err);
+        n_known = 0;
+    }
     for (uint32_t i = 0; i < n; i++) {
         qw_sample sample;
-        append_alone(r, i ? &out->tokens[i - 1] : prompt, i ? 1 : n_prompt, l);
+        append_alone(r, i ? &out->tokens[i - 1] : prompt + n_known, i ? 1 : n_prompt - n_known, l);
         out->hashes[i] = sim_hash_floats(l, m->n_vocab);
         qw_sampler_draw(sampler, draws, l, n_prompt + i, &sample);
         qw_sampling_run_accept(draws, sample.token);
@@ -112,12 +124,14 @@ static int64_t cost_us(size_t n_rows)
 
 sim_model *sim_real_model(const char *path)
 {
-    static real r = {.base = {.open_run = open_run, .close_run = close_run, .forward = forward, .logits = logits, .solo = solo,
-                              .cost_us = cost_us}};
+    real *r = NULL;
     const qw_model_options o = {.path = path};
     qw_err err;
-    must(qw_model_open(&o, &r.model, &err), &err);
-    r.base.n_vocab = r.model->net->hp.n_vocab;
-    r.base.recurrent = r.model->net->recurrent_bytes > 0;
-    return &r.base;
+    must(qw_alloc(&r, 1, sizeof *r, "model", &err), &err);
+    r->base = (sim_model){.begin = begin, .open_run = open_run, .close_run = close_run, .forward = forward, .logits = logits,
+                          .solo = solo, .cost_us = cost_us};
+    must(qw_model_open(&o, &r->model, &err), &err);
+    r->base.n_vocab = r->model->net->hp.n_vocab;
+    r->base.recurrent = r->model->net->recurrent_bytes > 0;
+    return &r->base;
 }

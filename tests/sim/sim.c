@@ -630,6 +630,7 @@ static void open_world(world *w, uint64_t seed)
     w->n_pages = n_pages;
     w->promises = true;
     if (chance(50)) open_disk(w);
+    w->model->begin(w->model, seed, CONTEXT);
     open_core(w);
     w->n_clients = w->n_live = 1 + below(clients_max);
     w->clients = calloc(w->n_clients, sizeof *w->clients);

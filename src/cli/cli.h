@@ -144,7 +144,7 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
     {0, "plain-decoding", QW_CLI_FLAG, &(m)->plain_decoding, NULL,                                \
      "one token a pass, without guesses that are checked beside it: the same answers", 0, 0},      \
     {0, "no-mtp", QW_CLI_FLAG, &(m)->no_mtp, NULL,                                                \
-     "no guesses by the model's layer for multi-token prediction, where it has one", 0, 0},        \
+     "no guesses by a layer for multi-token prediction", 0, 0},        \
     {0, "memory", QW_CLI_BYTES, &(m)->memory_bytes, "SIZE",                                       \
      "for the model and all it keeps of conversations (three quarters of what is free)", 0, 0},    \
     {0, "quant", QW_CLI_STR, &(m)->quantize, "TYPE",                                               \
@@ -162,7 +162,7 @@ typedef struct qw_cli_model { /* zeroed: the defaults */
 /* For commands that answer. */
 #define QW_CLI_DRAFT_OPT(m)                                                                        \
     {0, "draft", QW_CLI_STR, &(m)->draft, "NAME|PATH",                                            \
-     "a small model with the same vocabulary that guesses ahead: the same answers, maybe sooner", 0, 0}
+     "a small model of the same vocabulary, to guess ahead: the same answers", 0, 0}
 
 /* Path of the model file the options name. When no model is installed says how to get one and, on a terminal,
  * offers to fetch the default. Returns 0, or the exit code after printing the error. */

@@ -188,4 +188,4 @@ def begin(server, prompt, n_tokens):
     """A greedy answer without penalties or thinking, in the words of either server."""
     return Answer(server, {"messages": [{"role": "user", "content": prompt}], "max_tokens": n_tokens, "temperature": 0,
                            "repetition_penalty": 1, "repeat_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0,
-                           "stop_loops": False, "chat_template_kwargs": {"enable_thinking": False}})
+                           "stop_loops": False, "ignore_eos": True, "chat_template_kwargs": {"enable_thinking": False}})

@@ -31,6 +31,7 @@ import servers
 from common import fail, say
 
 GOAL = 3.0
+ROUNDS_MAX = 5  # of a run
 PIECE_S = 0.1  # QW_PIECE_US of src/engine/core.h
 BEGUN_EVENTS = 4  # a stream decodes, for sure
 SUBJECTS = ["a lighthouse keeper", "a lost map", "two brothers who build a boat", "a village without a well",
@@ -92,6 +93,10 @@ class Watch:
         return max(0.0, (self.used(self.compared) - self.before) / (time.monotonic() - self.begun))
 
 
+class EndedEarly(Exception):
+    """A model had nothing more to say to a prompt."""
+
+
 def answer_all(server, prompts, n_tokens):
     """Answers at the same time, whole."""
     answers = [servers.begin(server, prompt, n_tokens) for prompt in prompts]
@@ -106,7 +111,7 @@ def speed(server, prompts, n_tokens):
         times, usage, finish = answer.pieces()
         answer.close()
         if finish != "length":
-            fail(f"{server.name}: an answer ended by itself ({finish}) after {len(times)} pieces: fewer --tokens? {prompt}")
+            raise EndedEarly(f"{server.name}: an answer ended by itself ({finish}) after {len(times)} pieces: {prompt}")
         streams.append((times, usage["completion_tokens"]))
     rate, seconds = rate_together(streams)
     if rate is None:
@@ -150,6 +155,24 @@ def first_tokens(server, prompts, n_others, n_probes, n_tokens):
     return [s for s, _ in idle], [s for s, _ in busy], busy[0][1]
 
 
+def speed_of_all(compared, prompts, options):
+    """{name: (tokens a second, seconds, cores that others used)} with the same prompts for all. A prompt to which an answer
+    is too short is put aside, and the others of its round with it."""
+    for _ in range(ROUNDS_MAX):
+        of_round, found = prompts.long(options.streams), {}
+        try:
+            for server in compared:
+                common.settle(options.settle)
+                watch = Watch(compared)
+                found[server.name] = (*speed(server, of_round, options.tokens), watch.others())
+            return found
+        except EndedEarly as ended:
+            say(f"{ended}; with other prompts again")
+            for server in compared:
+                wait_idle(server)
+    fail(f"in {ROUNDS_MAX} rounds an answer ended by itself: fewer --tokens")
+
+
 def measure(compared, options):
     """{name: {"rates", "idle", "busy", "prompt_tokens"}} and the cores that others used, for each sample."""
     found = {server.name: {"rates": [], "idle": [], "busy": []} for server in compared}
@@ -158,13 +181,13 @@ def measure(compared, options):
         answer_all(server, prompts.long(options.streams), 8)
         first_token(server, prompts.short())
     for run in range(options.runs):
-        of_run = prompts.long(options.streams)
+        speeds = speed_of_all(compared, prompts, options)
         for server in compared:
             common.settle(options.settle)
             watch = Watch(compared)
-            rate, seconds = speed(server, of_run, options.tokens)
+            rate, seconds, others = speeds[server.name]
             idle, busy, n = first_tokens(server, prompts, options.streams - 1, options.probes, options.others_tokens)
-            disturbed.append(watch.others())
+            disturbed.append(max(others, watch.others()))
             row = found[server.name]
             row["rates"].append(rate)
             row["idle"] += idle

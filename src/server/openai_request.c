@@ -500,6 +500,7 @@ static const qw_field request_fields[] = {
     {"thinking", QW_FIELD_CUSTOM, 0, 0, 0, take_thinking_object},
     THINKING_FIELDS,
     {"stop_loops", QW_FIELD_CUSTOM, 0, 0, 0, take_stop_loops},
+    {"ignore_eos", QW_FIELD_BOOL, AT(request.ignore_eos), 0, 0, NULL},
     {"temperature", QW_FIELD_FLOAT, SAMPLING(temperature), 0, 2, NULL},
     {"top_p", QW_FIELD_FLOAT, SAMPLING(top_p), 0, 1, NULL},
     {"top_k", QW_FIELD_I32, AT(top_k), -1, 1 << 24, NULL},

@@ -273,6 +273,14 @@ def test_errors(s, chat):
         s.equal(error.code, "model_not_found", "unknown model")
 
 
+def test_ignore_eos(s, chat, bias):
+    """An answer goes on after the end token where that is wanted."""
+    ends = {token: 100 for token in bias}
+    for ignored, want in ((False, ("stop", 1)), (True, ("length", 5))):
+        r = chat.ask(max_tokens=5, logit_bias=ends, extra_body={"ignore_eos": ignored})
+        s.equal((r.choices[0].finish_reason, r.usage.completion_tokens), want, f"ignore_eos {ignored}")
+
+
 def test_deadline(s, chat, bias):
     """An answer whose time is up ends as one that is too long, and says why."""
     begun = time.monotonic()
@@ -353,7 +361,7 @@ def main():
     bias = endless(args.qw, args.model)
     for test in (test_models, test_whole, test_stream, test_logprobs, test_roles, test_errors, test_closed, test_at_once):
         s.run(test, chat)
-    for test in (test_sampling, test_lengths_and_stops, test_deadline, test_leaving):
+    for test in (test_sampling, test_lengths_and_stops, test_ignore_eos, test_deadline, test_leaving):
         s.run(test, chat, bias)
     s.equal(service.stop(), 0, "exit code")
     s.equal(service.complaints(), [], "nothing on standard error")

@@ -23,13 +23,14 @@ struct sim_model {
     /* The first n tokens of the answer to tokens [n_prompt], computed alone. */
     void (*solo)(sim_model *m, const int32_t *tokens, uint32_t n_prompt, const qw_sampling *sampling, uint32_t n, sim_solo *out);
     int64_t (*cost_us)(size_t n_rows); /* of a pass, in the simulation's time */
+    void (*close)(sim_model *m);
 };
 
 uint64_t sim_mix(uint64_t a, uint64_t b);
 uint64_t sim_hash_floats(const float *x, size_t n);
 
 sim_model *sim_fake_model(void);
-/* Ends the program with one line when the file cannot be opened. Both live as long as the program. */
+/* Ends the program with one line when the file cannot be opened. */
 sim_model *sim_real_model(const char *path);
 
 #endif

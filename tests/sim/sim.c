@@ -596,6 +596,7 @@ int main(int argc, char **argv)
     }
     printf("seeds %llu to %llu\n", (unsigned long long)base, (unsigned long long)(base + n_seeds - 1));
     for (uint64_t seed = base; seed < base + n_seeds; seed++) n_failed += !run_seed(model, seed, verbose);
+    model->close(model);
     printf("%llu passed, %llu failed\n", (unsigned long long)(n_seeds - n_failed), (unsigned long long)n_failed);
     return n_failed > 0;
 }

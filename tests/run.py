@@ -76,7 +76,7 @@ def suites(b, python, model, isa):
         ("simulation", [f"{b}/tests/sim/sim", "--seeds", "200"], True),
         ("simulation, killed", [f"{b}/tests/sim_models/sim_models", "--seeds", "60"], True),
         ("simulation, killed, hybrid", [f"{b}/tests/sim_models/sim_models", "--seeds", "30", "--model",
-                                        "tests/fixtures/families/qwen35-r1"], False),
+                                        "tests/fixtures/families/qwen35-r1"], True),
         ("broken files", [python, "tests/parity/broken.py", "--qw", qw], True),
         ("command, test double", [python, "tests/cli/cli.py", "--qw", f"{b}/tests/qw-fake", "--model", TINY, "--fake"], True),
         ("command", [python, "tests/cli/cli.py", "--qw", qw, "--model", TINY], True),

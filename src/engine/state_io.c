@@ -1,7 +1,8 @@
 /* state_io.c: see state_io.h.
  *
- * One lock guards the lists; no disk is touched under it. A load is cut into pieces, its snapshot and its pages, which
- * threads claim one by one. What a thread does next: a piece of a load, the next find or load, a trim that is due, a save.
+ * One lock guards the lists; no disk is touched under it. A load is cut into pieces, its snapshot and its pages, of
+ * which threads claim some at a time. What a thread does next: pieces of a load, the next find or load, a trim that is due, a
+ * save.
  */
 #include "engine/state_io.h"
 
@@ -165,21 +166,38 @@ static bool load_page(qw_state_io *io, const qw_state_op *op, uint32_t page)
                          op->pages[page]);
 }
 
-/* The lock is held before and after. */
-static void do_piece(qw_state_io *io)
+/* How many of the pieces from n_begun on a thread claims. Neighbours, because they are neighbours in memory, too: threads that
+ * touch the same fresh 2 MiB at once both fill them with zeros. Fewer towards the end, so that all threads end together. */
+static uint32_t n_to_claim(const qw_state_io *io, const qw_state_op *op)
 {
-    qw_state_op *op = io->loading.first;
-    uint32_t piece = op->n_begun++, n = n_pieces(op);
-    bool is_state = op->state && piece == 0; /* first: it is the largest */
+    uint32_t left = n_pieces(op) - op->n_begun, n = left / (2 * (uint32_t)io->o.n_threads);
+    if (op->state && op->n_begun == 0) return 1; /* it is the largest */
+    return n > 0 ? n : 1;
+}
+
+/* The lock is held before and after. */
+static void do_piece(qw_state_io *io, qw_state_op *op, uint32_t piece)
+{
+    bool is_state = op->state && piece == 0;
     uint32_t page = piece - (op->state != NULL);
-    bool wanted = is_state || page < op->n_good; /* nothing can follow a page that is not there */
-    if (op->n_begun == n) pop(&io->loading);
+    bool wanted = !io->stop && (is_state || page < op->n_good); /* nothing can follow a page that is not there */
     pthread_mutex_unlock(&io->lock);
     bool good = wanted && (is_state ? load_state(io, op) : load_page(io, op, page));
     pthread_mutex_lock(&io->lock);
     if (is_state) op->state_good = good;
     else if (!good && page < op->n_good) op->n_good = page;
-    if (++op->n_ended < n) return;
+}
+
+/* The lock is held before and after. */
+static void do_pieces(qw_state_io *io)
+{
+    qw_state_op *op = io->loading.first;
+    uint32_t first = op->n_begun, n = n_to_claim(io, op);
+    op->n_begun += n;
+    if (op->n_begun == n_pieces(op)) pop(&io->loading);
+    for (uint32_t i = 0; i < n; i++) do_piece(io, op, first + i);
+    op->n_ended += n;
+    if (op->n_ended < n_pieces(op)) return;
     pthread_mutex_unlock(&io->lock);
     finish(io, op);
     pthread_mutex_lock(&io->lock);
@@ -283,7 +301,7 @@ static void *thread_main(void *arg)
     pthread_mutex_lock(&io->lock);
     for (;;) {
         bool back = may_begin_back(io);
-        if (!io->stop && io->loading.first) do_piece(io);
+        if (!io->stop && io->loading.first) do_pieces(io);
         else if (!io->stop && io->front.first) do_front(io);
         else if (!io->stop && back && !io->trimming && qw_state_trim_due(io->o.files)) do_trim(io);
         else if (back && io->back.first) do_back(io);

@@ -143,9 +143,15 @@ static int64_t cost_us(size_t n_rows)
     return 5000 + 500 * (int64_t)n_rows;
 }
 
+static void close_model(sim_model *m)
+{
+    (void)m;
+}
+
 sim_model *sim_fake_model(void)
 {
     static fake f = {.base = {.n_vocab = VOCAB, .begin = begin, .open_run = open_run, .close_run = close_run, .forward = forward,
-                              .logits = logits, .solo = solo, .cost_us = cost_us, .row = row_hash, .position = alone_hash}};
+                              .logits = logits, .solo = solo, .cost_us = cost_us, .row = row_hash, .position = alone_hash,
+                              .close = close_model}};
     return &f.base;
 }

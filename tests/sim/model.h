@@ -26,13 +26,14 @@ struct sim_model {
     /* What a row of the last pass computed, and what the last solo did at a position; NULL: cannot be told. */
     uint64_t (*row)(const sim_model *m, uint32_t row);
     uint64_t (*position)(const sim_model *m, uint32_t pos);
+    void (*close)(sim_model *m);
 };
 
 uint64_t sim_mix(uint64_t a, uint64_t b);
 uint64_t sim_hash_floats(const float *x, size_t n);
 
 sim_model *sim_fake_model(void);
-/* Ends the program with one line when the file cannot be opened. Both live as long as the program. */
+/* Ends the program with one line when the file cannot be opened. */
 sim_model *sim_real_model(const char *path);
 
 #endif

@@ -122,6 +122,16 @@ static int64_t cost_us(size_t n_rows)
     return 12000 + 1200 * (int64_t)n_rows;
 }
 
+static void close_model(sim_model *m)
+{
+    real *r = (real *)m;
+    qw_seq_release(r->seq);
+    qw_runtime_destroy(&r->alone);
+    qw_model_close(r->model);
+    free(r->known);
+    free(r);
+}
+
 sim_model *sim_real_model(const char *path)
 {
     real *r = NULL;
@@ -129,7 +139,7 @@ sim_model *sim_real_model(const char *path)
     qw_err err;
     must(qw_alloc(&r, 1, sizeof *r, "model", &err), &err);
     r->base = (sim_model){.begin = begin, .open_run = open_run, .close_run = close_run, .forward = forward, .logits = logits,
-                          .solo = solo, .cost_us = cost_us};
+                          .solo = solo, .cost_us = cost_us, .close = close_model};
     must(qw_model_open(&o, &r->model, &err), &err);
     r->base.n_vocab = r->model->net->hp.n_vocab;
     r->base.recurrent = r->model->net->recurrent_bytes > 0;

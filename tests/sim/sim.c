@@ -785,6 +785,7 @@ int main(int argc, char **argv)
         n_failed++;
         n_seeds++;
     }
+    model->close(model);
     printf("%llu passed, %llu failed\n", (unsigned long long)(n_seeds - n_failed), (unsigned long long)n_failed);
     return n_failed > 0;
 }

@@ -223,6 +223,7 @@ static uint64_t run_model(const char *path, uint64_t base, uint64_t n_seeds)
     printf("%s, seeds %llu to %llu\n", path ? path : "the fake model", (unsigned long long)base,
            (unsigned long long)(base + n_seeds - 1));
     for (uint64_t seed = base; seed < base + n_seeds; seed++) n_failed += !run_seed(m, folder_for_files(), seed);
+    m->close(m);
     return n_failed + report();
 }
 

@@ -41,6 +41,16 @@ def say(message):
     print(f"{os.path.splitext(os.path.basename(sys.argv[0]))[0]}: {message}", file=sys.stderr, flush=True)
 
 
+def conclude(found, faults, sentence, path=None):
+    """Prints the faults, writes what was found to a file as JSON, and returns the exit code."""
+    for fault in faults:
+        print(f"{sentence}: {fault}")
+    if path:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(found, file)
+    return 1 if faults else 0
+
+
 def venv_python(name):
     """Path of the python of a named environment of scripts/venv.py, made when missing."""
     run = subprocess.run([sys.executable, os.path.join(ROOT, "scripts", "venv.py"), name],

@@ -19,7 +19,6 @@ in circles. It shows that answers stay the same, and what guessing costs where i
 """
 
 import argparse
-import json
 import os
 import random
 import re
@@ -209,12 +208,7 @@ def main():
             print_table(f"temperature {temperature}: times faster than plain decoding", table(runs, options.sources, groups))
     print(f"\n{n_compared} answers with guesses beside plain ones, and {options.equal} further greedy ones: "
           f"{len(faults)} differ")
-    for fault in faults:
-        print(f"differs: {fault}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file)
-    return 1 if faults else 0
+    return common.conclude(found, faults, "differs", options.json)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import time
 import urllib.request
 
 import servers
-from common import fail, find_model, machine, say
+from common import conclude, fail, find_model, machine, say
 
 
 def system_prompt(words):
@@ -158,13 +158,7 @@ def main():
     for name, rows in results.items():
         print(f"{name}: {sum(r['computed'] for r in rows[1:])} tokens computed after the first turn, "
               f"{sum(r['first_s'] for r in rows[1:]):.1f} s until first tokens")
-    faults = judge(results["qw"], options.answer_tokens + 120)
-    for fault in faults:
-        print(f"qw broke its promise: {fault}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as f:
-            json.dump(results, f)
-    return 1 if faults else 0
+    return conclude(results, judge(results["qw"], options.answer_tokens + 120), "qw broke its promise", options.json)
 
 
 if __name__ == "__main__":

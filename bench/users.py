@@ -19,7 +19,6 @@ twice the time of an idle server and one piece of a prompt (100 ms).
 """
 
 import argparse
-import json
 import os
 import signal
 import statistics
@@ -273,13 +272,7 @@ def main():
     print(f"model    {os.path.basename(path)}, {options.threads} threads, {options.runs} runs; others kept "
           f"{statistics.mean(disturbed):.2f} cores busy, at most {max(disturbed):.2f}")
     report(found, options)
-    faults = judge(found)
-    for fault in faults:
-        print(f"qw misses its goal: {fault}")
-    if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(found, file)
-    return 1 if faults else 0
+    return common.conclude(found, judge(found), "qw misses its goal", options.json)
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ typedef struct qw_plan {
     uint64_t packed_bytes;  /* of packed weights held in memory (0 when they are mapped) */
     uint64_t kv_bytes;      /* keys and values of `context` tokens */
     uint64_t scratch_bytes; /* activations, logits, per-thread space, recurrent states of n_parallel sequences */
-    uint64_t fixed_bytes;   /* answers that are remembered, the cache's index, masks of forms, requests and their events: at most */
+    uint64_t fixed_bytes;   /* remembered answers, the cache's index, masks of forms, requests and their events: at most */
     uint64_t draft_bytes;   /* all that the draft model takes (0 without one) */
     uint64_t total_bytes;   /* of these six: what is needed */
     uint64_t cache_bytes;   /* beyond that, for what others have computed: */

@@ -174,8 +174,9 @@ static bool is_answering(const qw_run *r)
     return r->lane && !r->lane->op && r->n_known > r->job->n_tokens && qw_run_n_computed(r) + 1 + r->n_again == r->n_known;
 }
 
-/* Puts at most so many guesses behind the known tokens. Returns the tokens that the pass is expected to give this answer. */
-static double guess(qw_core *c, qw_run *r, uint32_t most, double n_expected)
+/* Puts at most so many guesses behind the known tokens. n_rows: of the pass, all newest tokens and the guesses so far;
+ * n_expected: tokens that the other answers get from it. Returns those that this one is expected to get. */
+static double guess(qw_core *c, qw_run *r, uint32_t most, uint32_t n_rows, double n_expected)
 {
     const qw_guesser *g = &c->o.guesser;
     uint32_t room = (uint32_t)r->job->n_tokens_max - r->n_known;
@@ -185,7 +186,7 @@ static double guess(qw_core *c, qw_run *r, uint32_t most, double n_expected)
     if (most > room - 1) most = room - 1; /* the one that is drawn after them has a place, too */
     if (most > c->o.context - r->n_known) most = c->o.context - r->n_known;
     if (most == 0) return mine;
-    const qw_guess_ask ask = {.n_max = most, .n_rows = c->n_rows + r->n_known - qw_run_n_computed(r) - 1, .n_expected = n_expected};
+    const qw_guess_ask ask = {.n_max = most, .n_rows = n_rows - 1, .n_expected = n_expected};
     r->n_guesses = g->guess(g->ctx, qw_lane_number(c, r->lane), &ask, r->job->tokens + r->n_known, &mine);
     QW_ASSERT(r->n_guesses <= most);
     return mine;
@@ -204,6 +205,16 @@ static bool find_room(qw_core *c, qw_run *r)
     return true;
 }
 
+/* Is there a prompt whose rows could be in this pass? Guesses would keep it waiting. */
+static bool is_prompt_waiting(const qw_core *c)
+{
+    bool free_lane = false;
+    for (uint32_t i = 0; i < c->o.n_lanes; i++) free_lane |= !c->lanes[i].user && !c->lanes[i].op;
+    for (const qw_run *r = c->first; r; r = r->next)
+        if (!r->paused && !is_answering(r) && (r->lane ? !r->lane->op : free_lane)) return true;
+    return false;
+}
+
 /* Answers under way: each gets its next token. Those that stand first take room first. */
 static void plan_answers(qw_core *c)
 {
@@ -220,16 +231,17 @@ static void plan_answers(qw_core *c)
         c->order[n++] = best;
     }
     /* Guesses share what the newest tokens of all answers leave of the rows that cost about what one costs. */
-    uint32_t left = 0, n_needed = 0;
+    uint32_t left = 0, n_rows = 0;
     double n_expected = 0;
-    for (uint32_t i = 0; i < n; i++) n_needed += c->order[i]->n_known - qw_run_n_computed(c->order[i]);
-    if (n_needed < QW_ANSWER_ROWS) left = QW_ANSWER_ROWS - n_needed;
+    for (uint32_t i = 0; i < n; i++) n_rows += c->order[i]->n_known - qw_run_n_computed(c->order[i]);
+    if (n_rows < QW_ANSWER_ROWS && !is_prompt_waiting(c)) left = QW_ANSWER_ROWS - n_rows;
     for (uint32_t i = 0; i < n; i++) {
         qw_run *r = c->order[i];
         if (!r->lane) continue; /* had to step back for one before it */
-        n_expected += guess(c, r, left / (n - i), n_expected);
+        n_expected += guess(c, r, left / (n - i), n_rows, n_expected + (n - i - 1));
         if (!find_room(c, r)) continue;
         left -= r->n_guesses;
+        n_rows += r->n_guesses;
         add_rows(c, r, r->n_known - qw_run_n_computed(r) + r->n_guesses);
     }
 }
@@ -587,8 +599,8 @@ uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages)
     const qw_prefix_options po = prefix_options(o);
     uint64_t n_words = ((uint64_t)o->n_vocab + 31) / 32, bytes = sizeof(qw_core) + qw_prefix_bytes(&po, n_pages);
     bytes += o->n_rows_max * sizeof(qw_row) + o->n_lanes * (sizeof(qw_lane) + request_bytes(o));
-    if (o->tokenizer) bytes += qw_masker_bytes(o->n_vocab, QW_MASKS_KEPT) + n_words * sizeof(uint32_t) + o->n_vocab * sizeof(float);
-    return bytes;
+    if (!o->tokenizer) return bytes; /* without one nothing is held to a form */
+    return bytes + qw_masker_bytes(o->n_vocab, QW_MASKS_KEPT) + n_words * sizeof(uint32_t) + o->n_vocab * sizeof(float);
 }
 
 qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err)

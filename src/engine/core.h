@@ -41,8 +41,8 @@ typedef struct qw_compute {
 
 typedef struct qw_guess_ask {
     uint32_t n_max;    /* guesses there is room for, at least one */
-    uint32_t n_rows;   /* in the pass already, */
-    double n_expected; /* and tokens which those are expected to give */
+    uint32_t n_rows;   /* that share the pass: the newest tokens of all answers but its own, and guesses before it; */
+    double n_expected; /* tokens which those are expected to give */
 } qw_guess_ask;
 
 /* Guesses of the tokens that follow; guess NULL: none. A guess that equals the token drawn at its place saves a step.
@@ -86,8 +86,8 @@ typedef struct qw_core_options {
 qw_status qw_core_create(const qw_core_options *o, qw_core **out, qw_err *err) QW_MUST_CHECK;
 /* Rows of logits that are held at a time. */
 uint32_t qw_core_logits_max(uint32_t n_lanes, bool guesses);
-/* What it takes beside pages, logits and guesses, when all lanes are in use with all that a request can ask for, and nobody reads;
- * o->pool is not looked at. */
+/* Bytes it takes beside pages, logits and guesses, when all lanes are in use with all that a request can ask for, and nobody
+ * reads; o->pool is not looked at. */
 uint64_t qw_core_bytes(const qw_core_options *o, uint32_t n_pages);
 /* Ends what is left, cancelled. */
 void qw_core_destroy(qw_core *c);

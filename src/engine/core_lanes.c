@@ -143,7 +143,7 @@ qw_lane *qw_lane_find_free(qw_core *c, const qw_run *r)
     for (uint32_t i = 0; i < c->o.n_lanes; i++)
         if (!c->lanes[i].user && !c->lanes[i].op) return &c->lanes[i];
     qw_run *worst = last_behind(c, r);
-    if (!worst || (!worst->paused && worst->job->priority >= r->job->priority)) return NULL; /* among equals nobody is sent away */
+    if (!worst || (!worst->paused && worst->job->priority >= r->job->priority)) return NULL; /* not among equals */
     qw_lane *l = worst->lane;
     step_back(c, worst);
     return l;

@@ -1,8 +1,7 @@
 /* state_io.c: see state_io.h.
  *
- * One lock guards the lists; no disk is touched under it. A load is cut into pieces, its snapshot and its pages, of
- * which threads claim some at a time. What a thread does next: pieces of a load, the next find or load, a trim that is due, a
- * save.
+ * One lock guards the lists; no disk is touched under it. A load is cut into pieces, its snapshot and its pages, of which
+ * threads claim some at a time. What a thread does next: pieces of a load, the next find or load, a trim that is due, a save.
  */
 #include "engine/state_io.h"
 

@@ -1,4 +1,5 @@
-/* test_core.c: the engine's step on the simulation's fake model: shares of owners, and requests that nobody reads.
+/* test_core.c: the engine's step on the simulation's fake model: shares of owners, who is asked for guesses, and requests that
+ * nobody reads.
  *
  * tests/sim plays everything at random; here are the cases that have a number of their own.
  */
@@ -24,6 +25,8 @@ typedef struct world {
     uint64_t next_id;
     uint32_t n_live;
     qw_job *newest;
+    uint32_t n_asks;      /* for guesses, in the last step; */
+    qw_guess_ask asks[8]; /* those */
 } world;
 
 /* ---- a core ----------------------------------------------------------------------------------- */
@@ -59,7 +62,33 @@ static void job_ended(void *ctx, qw_job *job)
     qw_job_free(job);
 }
 
-static world *open_world(uint64_t seed, uint32_t n_lanes)
+static void begin_lane(void *ctx, uint32_t lane, const qw_job *job, uint32_t n)
+{
+    (void)ctx;
+    (void)lane;
+    (void)job;
+    (void)n;
+}
+
+static void advance_lane(void *ctx, uint32_t lane, uint32_t n)
+{
+    (void)ctx;
+    (void)lane;
+    (void)n;
+}
+
+/* One guess, right or wrong. */
+static uint32_t guess_one(void *ctx, uint32_t lane, const qw_guess_ask *ask, int32_t *out, double *n_expected)
+{
+    world *w = ctx;
+    assert_true(w->n_asks < sizeof w->asks / sizeof *w->asks);
+    w->asks[w->n_asks++] = *ask;
+    *out = (int32_t)lane;
+    *n_expected = 1.5;
+    return 1;
+}
+
+static world *open_world(uint64_t seed, uint32_t n_lanes, bool guesses)
 {
     world *w = calloc(1, sizeof *w);
     assert_non_null(w);
@@ -68,7 +97,8 @@ static world *open_world(uint64_t seed, uint32_t n_lanes)
     assert_int_equal(qw_events_init(&w->events, BACKLOG, NULL), QW_OK);
     const qw_core_options o = {
         .compute = {.ctx = w, .forward = forward, .logits = logits, .failed = never_fails, .clock_us = clock_us},
-        .pool = w->model->open_run(w->model, seed, 40 * n_lanes, n_lanes + 4, ROWS_MAX, CONTEXT), .events = &w->events,
+        .guesser = {.ctx = w, .begin = begin_lane, .guess = guesses ? guess_one : NULL, .advance = advance_lane},
+        .pool = w->model->open_run(w->model, seed, 40 * n_lanes, 2 * n_lanes + 4, ROWS_MAX, CONTEXT), .events = &w->events,
         .n_vocab = w->model->n_vocab, .context = CONTEXT, .n_lanes = n_lanes, .n_rows_max = ROWS_MAX, .n_snapshots = 4,
         .us_per_row = 500, .key = {{seed, 2}}, .ended = job_ended, .ended_ctx = w};
     assert_int_equal(qw_core_create(&o, &w->core, NULL), QW_OK);
@@ -120,7 +150,7 @@ typedef struct owner {
 /* All of them always have more to ask than runs at a time. Rows that each got, of `total`. */
 static void share(owner *owners, size_t n, uint32_t n_lanes, uint64_t total)
 {
-    world *w = open_world(7, n_lanes);
+    world *w = open_world(7, n_lanes, false);
     qw_event ev;
     uint64_t rows = 0;
     for (size_t i = 0; i < n; i++) {
@@ -181,6 +211,44 @@ static void test_weights(void **state)
     }
 }
 
+/* ---- guesses ----------------------------------------------------------------------------------- */
+
+static void take_step(world *w)
+{
+    qw_event ev;
+    w->n_asks = 0;
+    qw_core_step(w->core);
+    qw_core_check(w->core);
+    while (qw_events_poll(&w->events, 0, &ev)) {}
+}
+
+/* Who guesses is told of all that shares the pass, of answers that come after, too; and guesses keep no prompt waiting. */
+static void test_guesses(void **state)
+{
+    (void)state;
+    enum { ANSWERS = 4, LANES = 5, N_PROMPT = 60, N = 200 };
+    for (uint64_t seed = 1; seed <= 8; seed++) { /* with recurrent state and without */
+        world *w = open_world(seed, LANES, true);
+        for (int i = 0; i < ANSWERS; i++) ask(w, 1, 1, N_PROMPT, N, NULL);
+        for (int k = 0; w->n_asks < ANSWERS; k++) {
+            assert_true(k < 20);
+            take_step(w);
+        }
+        assert_int_equal(w->n_asks, ANSWERS);
+        for (uint32_t i = 0; i < ANSWERS; i++) {
+            assert_true(w->asks[i].n_rows >= ANSWERS - 1 + i); /* the others' newest tokens, and a guess of each before */
+            assert_true(w->asks[i].n_expected == 1.5 * i + (ANSWERS - 1 - i)); /* exact in binary */
+        }
+        ask(w, 2, 1, N_PROMPT, N, NULL);
+        take_step(w); /* its prompt is in the pass */
+        assert_int_equal(w->n_asks, 0);
+        ask(w, 3, 1, N_PROMPT, N, NULL); /* waits for a lane: nothing of it could be computed */
+        take_step(w);
+        assert_int_equal(w->n_asks, LANES);
+        close_world(w);
+    }
+}
+
 /* ---- readers that stay away ------------------------------------------------------------------- */
 
 typedef struct reader {
@@ -230,7 +298,7 @@ static void test_unread(void **state)
     (void)state;
     enum { N_PROMPT = 70, N = 60 };
     for (uint64_t seed = 1; seed <= 8; seed++) { /* with recurrent state and without */
-        world *w = open_world(seed, 2);
+        world *w = open_world(seed, 2, false);
         static reader a, b, others[6];
         memset(&a, 0, sizeof a);
         memset(&b, 0, sizeof b);
@@ -277,7 +345,7 @@ static void test_unread_ends(void **state)
 {
     (void)state;
     for (int late = 0; late < 2; late++) {
-        world *w = open_world(3, 1);
+        world *w = open_world(3, 1, false);
         static reader r;
         memset(&r, 0, sizeof r);
         uint64_t id = ask(w, 1, 1, 10, 50, NULL);
@@ -300,6 +368,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_guesses),
         cmocka_unit_test(test_unread),
         cmocka_unit_test(test_unread_ends),
     };

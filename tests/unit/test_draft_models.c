@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "count_allocations.h"
 #include "engine/draft_mtp.h"
 #include "engine/draft_small.h"
 #include "family_file.h"
@@ -25,45 +26,6 @@
 #define RECURRENT "build/families/qwen3next-r3-q8.gguf"
 
 enum { LANES = 3, TEXT_MAX = 520, PIECE = 64, THREADS = 2 };
-
-static size_t n_allocations;
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-
-void *__wrap_malloc(size_t n)
-{
-    n_allocations++;
-    return __real_malloc(n);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    n_allocations++;
-    return __real_calloc(n, size);
-}
-
-void *__wrap_realloc(void *p, size_t n)
-{
-    n_allocations++;
-    return __real_realloc(p, n);
-}
-
-static uint64_t rng;
-
-static void seed(uint64_t s)
-{
-    rng = s * 2654435761u + 12345;
-}
-
-static uint32_t below(uint32_t n)
-{
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((rng >> 33) % n);
-}
 
 static void must(qw_status status, const qw_err *err)
 {

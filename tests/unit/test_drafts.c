@@ -12,51 +12,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "count_allocations.h"
 #include "engine/draft.h"
 #include "engine/draft_cost.h"
 #include "engine/draft_ngram.h"
 #include "engine/draft_table.h"
 
 enum { TEXT_MAX = 6000, VOCAB = 1000, SEEDS = 300 };
-
-static size_t n_allocations;
-void *__real_malloc(size_t n);
-void *__real_calloc(size_t n, size_t size);
-void *__real_realloc(void *p, size_t n);
-void *__wrap_malloc(size_t n);
-void *__wrap_calloc(size_t n, size_t size);
-void *__wrap_realloc(void *p, size_t n);
-
-void *__wrap_malloc(size_t n)
-{
-    n_allocations++;
-    return __real_malloc(n);
-}
-
-void *__wrap_calloc(size_t n, size_t size)
-{
-    n_allocations++;
-    return __real_calloc(n, size);
-}
-
-void *__wrap_realloc(void *p, size_t n)
-{
-    n_allocations++;
-    return __real_realloc(p, n);
-}
-
-static uint64_t rng;
-
-static void seed(uint64_t s)
-{
-    rng = s * 2654435761u + 12345;
-}
-
-static uint32_t below(uint32_t n)
-{
-    rng = rng * 6364136223846793005u + 1442695040888963407u;
-    return (uint32_t)((rng >> 33) % n);
-}
 
 /* ---- the largest logits ----------------------------------------------------------------------------- */
 

@@ -111,8 +111,7 @@ void qw_masker_destroy(qw_masker *w);
  * qw_masker_n_words says. At least one is set, always. */
 void qw_masker_fill(qw_masker *w, const qw_matcher *m, uint32_t *bits);
 /* Leaves of the mask of this place the end tokens, and the tokens behind which qw_matcher_to_end is less than `room`. If there
- * are none, those behind which it is least: one is left, always. It walks all of the vocabulary that fits: up to 30 ms, as
- * measured. */
+ * are none, those behind which it is least: one is left, always. It tries all tokens that fit: within a string up to 30 ms. */
 void qw_masker_close(qw_masker *w, const qw_matcher *m, uint32_t room, uint32_t *bits);
 size_t qw_masker_n_words(const qw_masker *w);
 

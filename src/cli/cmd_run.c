@@ -10,8 +10,11 @@
 
 #include "base/buf.h"
 #include "base/file.h"
+#include "base/mem.h"
 #include "cli/cli.h"
 #include "cli/report.h"
+
+enum { FORM_BYTES_MAX = 1 << 20 };
 
 typedef struct run_options {
     qw_cli_model model;
@@ -19,6 +22,8 @@ typedef struct run_options {
     qw_cli_thinking thinking;
     qw_chat_options chat; /* from it */
     const char *prompt, *file, *system, *suffix;
+    const char *schema, *grammar, *regex; /* what the answer is held to: two files, an expression, */
+    qw_cli_strs choices;                  /* or one of these */
     bool raw, special, json;
     int64_t n_logprobs; /* -1: none */
 } run_options;
@@ -28,6 +33,8 @@ typedef struct run_state {
     qw_model *model;   /* loaded.model */
     qw_engine *engine; /* loaded.engine */
     qw_buf prompt; /* the whole prompt text */
+    char *form;    /* the file of --schema or --grammar */
+    qw_text *choices;
     qw_buf text, reasoning; /* the answer, for --json */
     json_t *tokens;
     bool shows_thinking, thinking_shown;
@@ -57,6 +64,26 @@ static int read_prompt(const run_options *o, run_state *s)
     if (status == QW_OK) status = qw_buf_add(&s->prompt, data, n, &err);
     free(data);
     return status == QW_OK ? 0 : qw_cli_error(&err);
+}
+
+/* What the answer is held to, from at most one option. */
+static int read_form(const run_options *o, run_state *s, qw_form_request *form)
+{
+    const char *file = o->schema ? o->schema : o->grammar;
+    qw_err err;
+    size_t n = 0;
+    if ((o->schema != NULL) + (o->grammar != NULL) + (o->regex != NULL) + (o->choices.n > 0) > 1)
+        return qw_cli_usage("run", "an answer is held to one of --schema, --grammar, --regex and --choice");
+    if (file && qw_file_read(file, FORM_BYTES_MAX, &s->form, &n, &err) != QW_OK) return qw_cli_error(&err);
+    if (o->schema) form->kind = QW_FORM_SCHEMA;
+    if (o->grammar) form->kind = QW_FORM_GRAMMAR;
+    if (file) form->source = (qw_text){s->form, n};
+    if (o->regex) *form = (qw_form_request){.kind = QW_FORM_REGEX, .source = qw_text_of(o->regex)};
+    if (o->choices.n == 0) return 0;
+    if (qw_alloc(&s->choices, o->choices.n, sizeof *s->choices, "the choices", &err) != QW_OK) return qw_cli_error(&err);
+    for (size_t i = 0; i < o->choices.n; i++) s->choices[i] = qw_text_of(o->choices.v[i]);
+    *form = (qw_form_request){.kind = QW_FORM_CHOICE, .choices = s->choices, .n_choices = o->choices.n};
+    return 0;
 }
 
 static int check_options(const run_options *o)
@@ -126,7 +153,7 @@ static qw_status take_event(const run_options *o, run_state *s, const qw_event *
     return QW_OK;
 }
 
-static int print_json(run_state *s, const qw_event *done)
+static int print_json(run_state *s, const qw_event *done, bool held)
 {
     json_t *root = json_pack("{s:o, s:s, s:o, s:o}", "text", qw_report_text((qw_text){s->text.data, s->text.n}),
                              "finish_reason", qw_report_finish(done->finish), "usage",
@@ -135,6 +162,7 @@ static int print_json(run_state *s, const qw_event *done)
     if (root != NULL && s->reasoning.n > 0)
         json_object_set_new(root, "reasoning", qw_report_text((qw_text){s->reasoning.data, s->reasoning.n}));
     if (root != NULL && s->tokens != NULL) json_object_set(root, "tokens", s->tokens);
+    if (root != NULL && held) json_object_set_new(root, "closed", json_boolean(done->closed));
     if (root == NULL) return qw_cli_fail("out of memory: the JSON of the answer");
     json_dumpf(root, stdout, JSON_COMPACT | JSON_REAL_PRECISION(9));
     putchar('\n');
@@ -161,7 +189,7 @@ static int answer(const run_options *o, run_state *s, const qw_request *request)
     bool exact_bytes = (o->raw || o->suffix != NULL) && !isatty(STDOUT_FILENO);
     if (!o->json && !exact_bytes && (s->thinking_shown || (s->last != 0 && s->last != '\n'))) putchar('\n');
     if (ev.type == QW_EVENT_ERROR) return qw_cli_error(&ev.error);
-    if (o->json && (rc = print_json(s, &ev)) != 0) return rc;
+    if (o->json && (rc = print_json(s, &ev, request->form.kind != QW_FORM_NONE)) != 0) return rc;
     if (ev.finish == QW_FINISH_CONTEXT)
         fprintf(stderr, "qw: the context of %u tokens is full and the answer is cut; a larger -c holds more\n",
                 qw_engine_context(s->engine));
@@ -173,8 +201,10 @@ static int answer(const run_options *o, run_state *s, const qw_request *request)
 
 static int run(run_options *o, run_state *s)
 {
+    qw_form_request form = {.kind = QW_FORM_NONE};
     int rc = check_options(o);
     if (rc == 0) rc = qw_cli_thinking_apply(&o->thinking, "run", &o->chat);
+    if (rc == 0) rc = read_form(o, s, &form);
     if (rc == 0) rc = read_prompt(o, s);
     if (rc == 0) rc = qw_cli_open(&o->model, &s->loaded);
     s->model = s->loaded.model;
@@ -198,6 +228,7 @@ static int run(run_options *o, run_state *s)
     request.text = text;
     request.suffix = qw_text_of(o->suffix);
     request.raw_special = o->special;
+    request.form = form;
     qw_cli_sampling_apply(&o->sampling, &request);
     request.sampling.top_logprobs = (int32_t)o->n_logprobs;
     if (o->n_logprobs >= 0) s->tokens = json_array();
@@ -216,6 +247,10 @@ int qw_cmd_run(int argc, char **argv)
         {0, "raw", QW_CLI_FLAG, &o.raw, NULL, "continue the prompt as text, without the chat format", 0, 0},
         {0, "special", QW_CLI_FLAG, &o.special, NULL, "with --raw: control tokens in the prompt count as such", 0, 0},
         {0, "suffix", QW_CLI_STR, &o.suffix, "TEXT", "fill in between the prompt and TEXT (Coder models)", 0, 0},
+        {0, "schema", QW_CLI_STR, &o.schema, "FILE", "the answer is JSON that satisfies this JSON schema", 0, 0},
+        {0, "regex", QW_CLI_STR, &o.regex, "PATTERN", "the whole answer matches this expression", 0, 0},
+        {0, "choice", QW_CLI_STRS, &o.choices, "TEXT", "the answer is one of these (repeat it for each)", 0, 0},
+        {0, "grammar", QW_CLI_STR, &o.grammar, "FILE", "the answer follows this EBNF", 0, 0},
         {0, "json", QW_CLI_FLAG, &o.json, NULL, "one JSON object with text, token counts and timings", 0, 0},
         {0, "logprobs", QW_CLI_INT, &o.n_logprobs, "N",
          "with --json: log-probabilities, with N alternatives", 0, QW_TOP_LOGPROBS_MAX},
@@ -237,7 +272,8 @@ int qw_cmd_run(int argc, char **argv)
                     "git diff | qw run --system 'Write a commit message.' --temp 0.2\n"
                     "qw run --raw -p 'Once upon a time' -n 64 --seed 7\n"
                     "qw run -p 'def add(a, b):' --suffix 'print(add(1, 2))'\n"
-                    "qw run -p 'Hi' --json --logprobs 3\n",
+                    "qw run -p 'Hi' --json --logprobs 3\n"
+                    "qw run -p 'Is 91 prime?' --choice yes --choice no\n",
         .exits = "0 ok, 1 failure or stopped with Ctrl-C, 2 wrong usage.",
     };
     qw_buf_init(&s.prompt, QW_PROMPT_BYTES_MAX, "prompt");
@@ -251,5 +287,8 @@ int qw_cmd_run(int argc, char **argv)
     qw_buf_free(&s.text);
     qw_buf_free(&s.reasoning);
     qw_cli_strs_free(&o.sampling.stop);
+    qw_cli_strs_free(&o.choices);
+    free(s.form);
+    free(s.choices);
     return rc;
 }

@@ -16,7 +16,6 @@ typedef enum form_state {
 
 struct qw_form {
     form_state state;
-    bool fitted; /* it could be ended in time, even with tokens of one byte: so it stays */
     const qw_tokenizer *tokenizer;
     const qw_token_trie *trie;
     int32_t think, think_end; /* ids of the tags; -1: the vocabulary has none */
@@ -169,17 +168,22 @@ static bool may_fit(uint32_t n_bytes, uint32_t n_tokens)
     return n_bytes / TOKEN_BYTES + 1 < n_tokens;
 }
 
-bool qw_form_overruns(qw_form *f, int32_t token, uint32_t n_left)
+/* A text that fits goes on with tokens behind which it still does: so it stays. */
+static bool fits_now(const qw_form *f, uint32_t n_left)
+{
+    return fits(qw_matcher_to_end(f->matcher), n_left);
+}
+
+bool qw_form_overruns(const qw_form *f, int32_t token, uint32_t n_left)
 {
     if (f->state != FORM_HELD || qw_tokenizer_is_end(f->tokenizer, token)) return false;
     uint32_t n_bytes = qw_matcher_to_end_after(f->matcher, token);
-    f->fitted = f->fitted || fits(qw_matcher_to_end(f->matcher), n_left);
-    return f->fitted ? !fits(n_bytes, n_left - 1) : !fits(n_bytes, n_left - 1) && !may_fit(n_bytes, n_left - 1);
+    return !fits(n_bytes, n_left - 1) && (fits_now(f, n_left) || !may_fit(n_bytes, n_left - 1));
 }
 
 void qw_form_close(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab, uint32_t n_left)
 {
-    qw_masker_close(w, f->matcher, f->fitted ? room_of(n_left - 1) : 0, bits);
+    qw_masker_close(w, f->matcher, fits_now(f, n_left) ? room_of(n_left - 1) : 0, bits);
     ban_unset(bits, logits, n_vocab);
 }
 

@@ -25,9 +25,8 @@ const qw_token_trie *qw_form_trie(const qw_form *f); /* what its masks are made 
 
 /* Bans what may not come next: logits [n_vocab] become -INFINITY. bits: scratch, qw_masker_n_words(w) words. */
 void qw_form_mask(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab);
-/* Is it too far to the end behind a token drawn under that mask? n_left: tokens that may still be drawn, with this one. Asked
- * once for each token. */
-bool qw_form_overruns(qw_form *f, int32_t token, uint32_t n_left);
+/* Is it too far to the end behind a token drawn under that mask? n_left: tokens that may still be drawn, with this one. */
+bool qw_form_overruns(const qw_form *f, int32_t token, uint32_t n_left);
 /* Then: bans all but what comes to the end in time, or nearest to it. bits, logits: as qw_form_mask left them. */
 void qw_form_close(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab, uint32_t n_left);
 /* Takes the token that was drawn. */

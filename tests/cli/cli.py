@@ -187,6 +187,32 @@ def test_run_json(s):
     s.check(rc == 0 and "tokens" not in json.loads(out), "no tokens without --logprobs", out)
 
 
+def test_run_form(s):
+    """What the tiny model says is noise, and has the form all the same."""
+    if s.fake:
+        return
+    schema, grammar = os.path.join(s.dir, "person.json"), os.path.join(s.dir, "word.ebnf")
+    with open(schema, "w") as f:
+        json.dump({"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+                   "required": ["name", "age"], "additionalProperties": False}, f)
+    with open(grammar, "w") as f:
+        f.write('root ::= "ab"+ "."')
+    for args, fits in (
+            (["--schema", schema], lambda t: sorted(json.loads(t)) == ["age", "name"]),
+            (["--regex", "[a-f]{3,}!"], lambda t: re.fullmatch("[a-f]{3,}!", t)),
+            (["--choice", "yes", "--choice", "no"], lambda t: t in ("yes", "no")),
+            (["--grammar", grammar], lambda t: re.fullmatch(r"(ab)+\.", t))):
+        rc, out, err = s.run("run", "-m", s.model, "-n", "60", "--seed", "5", "--json", "-p", "hi", *args)
+        r = json.loads(out) if rc == 0 else {}
+        s.check(rc == 0 and fits(r["text"]) and r["finish_reason"] == "stop" and isinstance(r["closed"], bool),
+                "qw run " + args[0], (rc, out, err))
+    for args, code, part in (
+            (["--regex", "a", "--choice", "b"], 2, "one of --schema"),
+            (["--schema", "missing.json"], 1, "missing.json"),
+            (["--regex", "("], 2, "expression")):
+        s.one_line_error(["run", *s.short("-p", "x"), *args], code, part, "qw run " + " ".join(args))
+
+
 def test_seed(s):
     def text(seed, threads):
         rc, out, _ = s.run("run", "-m", s.model, "-n", "16", "-p", "random", "--temp", "2", "--top-k", "0", "--top-p",
@@ -664,7 +690,7 @@ def test_fake_terminal(s):
     s.equal(c.close(), 0, "exit code")
 
 
-TESTS = [test_help, test_usage_errors, test_no_model, test_tokenize, test_run, test_run_json, test_seed,
+TESTS = [test_help, test_usage_errors, test_no_model, test_tokenize, test_run, test_run_json, test_run_form, test_seed,
          test_bench, test_bench_profile, test_eval, test_chat_pipe, test_closed_output, test_interrupt_run,
          test_terminal_basics, test_terminal_editing,
          test_terminal_multiline, test_terminal_paste, test_terminal_history, test_terminal_save,

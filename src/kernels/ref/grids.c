@@ -138,7 +138,7 @@ static void read_iq1_m(const void *block, qw_grid_block *out)
     unsigned d = 0;
     for (int i = 0; i < 4; i++) d |= (unsigned)(b->scales[i] >> 12) << (4 * i);
     out->d = (qw_half)d;
-    for (int i = 0; i < 16; i++) out->scale[i] = odd(b->scales[i / 4] >> (3 * (i & 3)) & 7u);
+    for (int i = 0; i < 16; i++) out->scale[i] = odd((unsigned)b->scales[i / 4] >> (3 * (i & 3)) & 7u);
     for (int i = 0; i < 32; i++) {
         uint32_t high = (uint32_t)b->qh[i / 2] >> (4 * (i & 1));
         put_iq1(b->qs[i] | (high & 7) << 8, high >> 3 & 1, out->level + 8 * i);

@@ -164,10 +164,10 @@ users: all
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
 	@python3 bench/users.py --qw $(BUILD)/qw --model $(MODEL) $(if $(LLAMA_SERVER),--llama-server $(LLAMA_SERVER))
 
-## speculation: what guesses gain by kind of prompt, and that answers stay the same (MODEL=name; many minutes)
+## speculation: what guesses gain by kind of prompt, and that answers stay the same (MODEL=name DRAFT=name; many minutes)
 speculation: all $(ASK)
 	@$(BUILD)/qw pull --quiet --if-missing $(MODEL) </dev/null >&2
-	@python3 bench/speculation.py --qw $(BUILD)/qw --ask $(ASK) --model $(MODEL)
+	@python3 bench/speculation.py --qw $(BUILD)/qw --ask $(ASK) --model $(MODEL) $(if $(DRAFT),--draft $(DRAFT))
 
 ## constrained: 1000 outputs of a real model by the schemas of the official suite, judged by jsonschema (minutes)
 constrained: all

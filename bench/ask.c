@@ -1,6 +1,6 @@
 /* ask.c: answers of the real engine, one user, and what each of them took; for the programs in bench/ that compare settings.
  *
- *     ask MODEL [--threads N] [--context N] [--guess none|all|SOURCE,...]
+ *     ask MODEL [--threads N] [--context N] [--guess none|all|SOURCE,...] [--draft MODEL]
  *
  * Reads one JSON object a line: "prompt", "max_tokens"; if wanted "temperature" (0: greedy, without penalties; else the model's
  * own sampling but for that), "seed", "schema" (the answer's form), "ignore_eos". Writes one for each: "tokens" of the answer,
@@ -9,7 +9,8 @@
  * A model without a chat format goes on from the text of the prompt.
  *
  * --guess says which sources of src/engine/draft.h take part, none: one token a pass. The program has no such option, and does
- * not need one: the linker leads the one call that chooses them through here (--wrap, in the Makefile).
+ * not need one: the linker leads the one call that chooses them through here (--wrap, in the Makefile). --draft is a small
+ * model that guesses, as the program has it.
  */
 #include <jansson.h>
 #include <stdio.h>
@@ -30,6 +31,7 @@ static const struct {
 } names[] = {
     {"ngrams", 1 << QW_DRAFT_NGRAM},
     {"recycled", 1 << QW_DRAFT_RECYCLED},
+    {"model", 1 << QW_DRAFT_MODEL}, /* the small one, or the model's own layer for it */
 };
 
 static uint32_t sources; /* as in qw_drafts_options */
@@ -67,7 +69,7 @@ static bool choose(const char *list, qw_engine_options *o)
     return sources != 0;
 }
 
-static bool parse(int argc, char **argv, qw_engine_options *o)
+static bool parse(int argc, char **argv, qw_engine_options *o, const char **draft)
 {
     *o = qw_engine_options_default();
     o->context = CONTEXT;
@@ -77,6 +79,7 @@ static bool parse(int argc, char **argv, qw_engine_options *o)
         if (strcmp(argv[i], "--threads") == 0) good = (o->n_threads = atoi(argv[i + 1])) > 0;
         else if (strcmp(argv[i], "--context") == 0) good = (o->context = (uint32_t)atoi(argv[i + 1])) > 0;
         else if (strcmp(argv[i], "--guess") == 0) good = choose(argv[i + 1], o);
+        else if (strcmp(argv[i], "--draft") == 0) *draft = argv[i + 1];
         else good = false;
     }
     return good;
@@ -160,23 +163,33 @@ static void answer(qw_model *model, qw_engine *engine, const char *line, size_t 
     json_decref(in);
 }
 
+static qw_model *open_model(const char *path)
+{
+    qw_model_options o = qw_model_options_default();
+    qw_model *model = NULL;
+    qw_err err;
+    o.path = path;
+    if (qw_model_open(&o, &model, &err) != QW_OK) die(err.text);
+    return model;
+}
+
 int main(int argc, char **argv)
 {
-    qw_model_options mo = qw_model_options_default();
     qw_model_info info;
     qw_engine_options eo;
-    qw_model *model = NULL;
     qw_engine *engine = NULL;
     qw_plan plan;
     qw_err err;
+    const char *draft = NULL;
     char *line = NULL;
     size_t cap = 0;
-    if (!parse(argc, argv, &eo)) {
-        fprintf(stderr, "use: ask MODEL [--threads N] [--context N] [--guess none|all|ngrams|recycled,...]\n");
+    if (!parse(argc, argv, &eo, &draft)) {
+        fprintf(stderr, "use: ask MODEL [--threads N] [--context N] [--guess none|all|ngrams|recycled|model,...] [--draft MODEL]\n");
         return 2;
     }
-    mo.path = argv[1];
-    if (qw_model_open(&mo, &model, &err) != QW_OK || qw_engine_plan(model, &eo, &plan, &err) != QW_OK) die(err.text);
+    qw_model *model = open_model(argv[1]);
+    if (draft) eo.draft = open_model(draft);
+    if (qw_engine_plan(model, &eo, &plan, &err) != QW_OK) die(err.text);
     eo.memory_bytes_max = plan.total_bytes + CACHE_BYTES; /* several of these run side by side */
     if (qw_engine_create(model, &eo, &engine, &err) != QW_OK) die(err.text);
     qw_model_get_info(model, &info);
@@ -184,6 +197,7 @@ int main(int argc, char **argv)
         answer(model, engine, line, (size_t)n, strcmp(info.chat_format, "none") != 0);
     free(line);
     qw_engine_destroy(engine);
+    qw_model_close(eo.draft);
     qw_model_close(model);
     return 0;
 }

@@ -14,10 +14,10 @@ WARM_UP = {"prompt": "Write one sentence about the weather.", "max_tokens": 16}
 
 
 class Engine:
-    """guess: none, all, or names of sources with commas."""
+    """guess: none, all, or names of sources with commas; draft: None, or the file of a small model that guesses."""
 
-    def __init__(self, program, model, threads, guess):
-        command = [program, model, "--threads", str(threads), "--guess", guess]
+    def __init__(self, program, model, threads, guess, draft=None):
+        command = [program, model, "--threads", str(threads), "--guess", guess, *(["--draft", draft] if draft else [])]
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         except OSError as error:
@@ -42,13 +42,14 @@ class Engine:
 
 
 class Engines:
-    """One for each of {name: guess}, for a with statement."""
+    """One for each of {name: guess}, or {name: (guess, draft)}, for a with statement."""
 
     def __init__(self, program, model, threads, guesses):
         self.arguments, self.guesses = (program, model, threads), guesses
 
     def __enter__(self):
-        self.engines = {name: Engine(*self.arguments, guess) for name, guess in self.guesses.items()}
+        self.engines = {name: Engine(*self.arguments, *([guess] if isinstance(guess, str) else guess))
+                        for name, guess in self.guesses.items()}
         return self.engines
 
     def __exit__(self, *reason):

@@ -2,11 +2,14 @@
 """What guesses gain: answers of one user with each source of guesses, and with all, beside plain decoding.
 
 Use:   bench/speculation.py --model NAME|FILE.gguf [--tokens 192] [--runs 3] [--temperatures 0,0.7] [--groups chat,code,...]
-                            [--sources ngrams,recycled,all] [--equal 100] [--equal-tokens 96] [--threads N] [--json FILE]
+                            [--sources ngrams,recycled,all] [--draft NAME|FILE.gguf] [--equal 100] [--equal-tokens 96]
+                            [--threads N] [--json FILE]
 
 The prompts are those of tests/drafts/prompts.txt. For each of them every setting answers in turn (plain, n-grams, recycled,
 all; then another begins), so that a machine that slows down slows all of them. Each setting has a process of its own; a run
-begins with new ones, so that nothing was learned from the same answer before. A group's number is plain decoding's time for
+begins with new ones, so that nothing was learned from the same answer before. With --draft, a small model that guesses, two
+settings more: it alone (model), and with all others (all+model). A model that has a layer of its own for that can be asked
+for --sources ngrams,recycled,model,all. A group's number is plain decoding's time for
 its answers divided by the setting's; prompts are not counted, they are computed in the same way. The median of the runs
 stands beside the smallest and the largest, and the slowest single prompt.
 
@@ -32,6 +35,7 @@ from common import fail, say
 PROMPTS = os.path.join(common.ROOT, "tests", "drafts", "prompts.txt")
 # Who may guess, by the name that ask.c knows; a source that is added there is added here.
 SOURCES = ("ngrams", "recycled", "all")
+OF_DRAFT = {"model": "model", "all+model": "all"}  # who guesses where there is a small model: ask.c's name for it
 GOALS = {"edit": 2.5, "rewrite": 2.5, "chat": 1.5}
 FLOOR = 0.97
 
@@ -124,16 +128,24 @@ def print_table(title, rows):
     print(f"\n{title}")
     print(f"{'guesses':12}{'prompts':10}{'median':>7}  {'min .. max':^14}  {'slowest prompt':>14}  {'right':>6}  goal")
     for name, group, ratios, slowest, right in rows:
-        middle, goal = statistics.median(ratios), GOALS.get(group, FLOOR) if name == "all" else FLOOR
+        middle, goal = statistics.median(ratios), GOALS.get(group, FLOOR) if name.startswith("all") else FLOOR
         note = f"{goal:.2f} {'reached' if middle >= goal else 'missed'}"
         print(f"{name:12}{group:10}{middle:6.2f}x  {min(ratios):5.2f} .. {max(ratios):<5.2f}  {slowest:13.2f}x  "
               f"{100 * right:5.0f}%  {note}")
 
 
+def settings(options):
+    """{name: what asking.Engines takes for it}; plain decoding first."""
+    chosen = {"plain": "none", **{name: name for name in options.sources}}
+    if options.draft:
+        chosen.update({name: (guess, options.draft) for name, guess in OF_DRAFT.items()})
+    return chosen
+
+
 def measure(options, path, prompts):
     """([(temperature, runs)], sentences about differences)."""
     found, faults = [], []
-    guesses = {"plain": "none", **{name: name for name in options.sources}}
+    guesses = settings(options)
     for temperature in options.temperatures:
         runs = []
         for run in range(options.runs):
@@ -144,16 +156,16 @@ def measure(options, path, prompts):
             faults += different
             rate = sum(row["n"] - 1 for row in rows) / sum(row["decode_us"]["plain"] for row in rows) * 1e6
             say(f"temperature {temperature}, run {run + 1} of {options.runs}: plain {rate:.1f} tokens/s; " +
-                ", ".join(f"{name} {ratio(rows, name):.2f}x" for name in options.sources))
+                ", ".join(f"{name} {ratio(rows, name):.2f}x" for name in guesses if name != "plain"))
         found.append((temperature, runs))
     return found, faults
 
 
 def check_equal(options, path, prompts):
-    """Sentences about greedy answers that are not the same with all sources as with none."""
+    """Sentences about greedy answers that are not the same with all sources as with none. A small model that guesses is one."""
     made = made_prompts(max(0, options.equal - len(prompts)))
     chosen, faults = [*(prompt for _, prompt in prompts), *made][:options.equal], []
-    with asking.Engines(options.ask, path, options.threads, {"plain": "none", "all": "all"}) as engines:
+    with asking.Engines(options.ask, path, options.threads, {"plain": "none", "all": ("all", options.draft)}) as engines:
         for i, prompt in enumerate(chosen):
             got = {name: engine.ask(prompt=prompt, max_tokens=options.equal_tokens)["tokens"]
                    for name, engine in engines.items()}
@@ -177,6 +189,7 @@ def parse():
     parser.add_argument("--temperatures", type=words, default=["0", "0.7"], metavar="T,..")
     parser.add_argument("--groups", type=words, metavar="NAME,..", help="kinds of prompts (all)")
     parser.add_argument("--sources", type=words, default=list(SOURCES), metavar="NAME,..")
+    parser.add_argument("--draft", metavar="NAME|FILE.gguf", help="a small model with the same vocabulary that guesses, too")
     parser.add_argument("--equal", type=int, default=100, metavar="N", help="further greedy answers that are compared; 0: none")
     parser.add_argument("--equal-tokens", type=int, default=96, help="of each of those, at most")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -191,6 +204,9 @@ def parse():
 def main():
     options = parse()
     path = common.find_model(options.qw, options.model)["path"]
+    if options.draft:
+        options.draft = common.find_model(options.qw, options.draft)["path"]
+    names = [name for name in settings(options) if name != "plain"]
     with open(PROMPTS, encoding="utf-8") as file:
         prompts = read_prompts(file.read())
     groups = options.groups or list(dict.fromkeys(group for group, _ in prompts))
@@ -198,14 +214,14 @@ def main():
     if not chosen:
         fail(f"no such groups: {','.join(groups)}")
     found, faults = measure(options, path, chosen)
-    n_compared = len(chosen) * len(options.sources) * len(options.temperatures) * options.runs
+    n_compared = len(chosen) * len(names) * len(options.temperatures) * options.runs
     faults += check_equal(options, path, prompts)
     facts = common.machine()
     print(f"machine  {facts['cpu']}, {facts['cores']} cores, {facts['system']}")
     print(f"model    {os.path.basename(path)}, {options.threads} threads, {options.tokens} tokens, {options.runs} runs")
     for temperature, runs in found:
         if runs:
-            print_table(f"temperature {temperature}: times faster than plain decoding", table(runs, options.sources, groups))
+            print_table(f"temperature {temperature}: times faster than plain decoding", table(runs, names, groups))
     print(f"\n{n_compared} answers with guesses beside plain ones, and {options.equal} further greedy ones: "
           f"{len(faults)} differ")
     return common.conclude(found, faults, "differs", options.json)

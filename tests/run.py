@@ -23,6 +23,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TINY = "tests/fixtures/tiny-q4km.gguf"
 REAL = "qwen2.5-coder:0.5b"
+WITH_MTP = ("qwen35-r1", "qwen35-r2", "qwen35moe-r2", "qwen35moe-r3", "qwen3next-r1", "qwen3next-r3")
 SUITE_SECONDS_MAX = 1200
 
 
@@ -71,8 +72,8 @@ def suites(b, python, model, isa):
         ("quantize", [python, "tests/parity/quantize.py", "--qw", f"{b}/qw"], True),
         ("nvfp4 scales", [python, "tests/parity/nvfp4.py", "--qw", qw], True),
         ("divergence", [python, "tests/parity/divergence.py", "--qw", qw], True),
-        ("multi-token prediction", [python, "tests/parity/mtp.py", "--qw", qw, "build/families/qwen35-r1.gguf",
-                                    "build/families/qwen35-r2.gguf"], False),
+        ("multi-token prediction", [python, "tests/parity/mtp.py", "--qw", qw,
+                                    *(f"build/families/{name}.gguf" for name in WITH_MTP)], False),
         ("simulation", [f"{b}/tests/sim/sim", "--seeds", "200"], True),
         ("simulation, killed", [f"{b}/tests/sim_models/sim_models", "--seeds", "60"], True),
         ("simulation, killed, hybrid", [f"{b}/tests/sim_models/sim_models", "--seeds", "30", "--model",

@@ -5,9 +5,9 @@ Use:   python3 tests/parity/mtp.py --qw build/qw FILE.gguf...
 
 The official implementation leaves the layer out, so the formula is written here once more, in float64, from the description
 (Qwen3-Next; DeepSeek-V3 technical report): x = Wjoin [norm(embedding of the next token); norm(hidden state)], one layer with
-gated attention, a norm, the head. Each FILE, of the qwen35 family, gets a random block for it; hidden states come from
-`qw logits --exact` by least squares with the head. Compared: `qw logits --exact --mtp` at every position. A mutant (the
-halves of Wjoin exchanged) must be noticed.
+gated attention and experts where the model has them, a norm, the head. Each FILE, of a family with delta-nets, gets a random
+block for it, like its last layer with attention; hidden states come from `qw logits --exact` by least squares with the head.
+Compared: `qw logits --exact --mtp` at every position. Mutants (the halves of Wjoin exchanged; no shared expert) must be noticed.
 Prints `N passed, M failed`; exit code 0 when all pass.
 """
 
@@ -84,12 +84,44 @@ def add_block(file, generator):
                    "nextn.hnorm.weight": (hidden,), "nextn.shared_head_norm.weight": (hidden,)})
     for name, shape in shapes.items():
         values = generator.standard_normal(shape)
-        values = 1 + 0.3 * values if len(shape) == 1 else values * 1.5 / numpy.sqrt(shape[-1])
+        is_norm = len(shape) == 1 and "shexp" not in name
+        values = 1 + 0.3 * values if is_norm else values * 1.5 / numpy.sqrt(shape[-1])
         file.tensors[f"blk.{n}.{name}"] = values.astype(numpy.float32)
     return n
 
 
-def reference(file, block, tokens, hidden, exchanged=False):
+def sigmoid(x):
+    import numpy
+    return 1 / (1 + numpy.exp(-x))
+
+
+def swiglu(y, gate, up, down):
+    g = y @ gate.T
+    return (g * sigmoid(g) * (y @ up.T)) @ down.T
+
+
+def experts(file, b, y, shared):
+    """The block's feed-forward part with its own routing: of the softmax over all experts the largest, made to sum to 1 where the
+    model does that."""
+    import numpy
+    n_used, key = file.number("expert_used_count"), f"{file.arch}.expert_weights_norm"
+    scores = y @ b["ffn_gate_inp.weight"].T
+    p = numpy.exp(scores - scores.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    out = numpy.zeros_like(y)
+    for row in range(len(y)):
+        used = numpy.argsort(-p[row])[:n_used]
+        total = p[row, used].sum() if key not in file.fields or file.get(key) else 1.0
+        for e in used:
+            parts = (b[f"ffn_{part}_exps.weight"][e] for part in ("gate", "up", "down"))
+            out[row] += swiglu(y[row], *parts) * p[row, e] / total
+    if shared:
+        parts = (b[f"ffn_{part}_shexp.weight"] for part in ("gate", "up", "down"))
+        out += swiglu(y, *parts) * sigmoid(y @ b["ffn_gate_inp_shexp.weight"].reshape(-1))[:, None]
+    return out
+
+
+def reference(file, block, tokens, hidden, exchanged=False, shared=True):
     """Logits of the block at all positions but the last, float64."""
     import numpy
     t = {name: tensor.astype(numpy.float64) for name, tensor in file.tensors.items()}
@@ -101,9 +133,6 @@ def reference(file, block, tokens, hidden, exchanged=False):
 
     def norm(x, w):
         return x / numpy.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
-
-    def sigmoid(x):
-        return 1 / (1 + numpy.exp(-x))
 
     def rotate(x):
         angle = numpy.arange(n)[:, None] / file.number("rope.freq_base") ** (numpy.arange(0, rot, 2) / rot)
@@ -127,8 +156,10 @@ def reference(file, block, tokens, hidden, exchanged=False):
     mixed = numpy.einsum("hij,jhd->ihd", weights, v) * sigmoid(gate)
     x = x + mixed.reshape(n, -1) @ b["attn_output.weight"].T
     y = norm(x, b["post_attention_norm.weight"])
-    gate = y @ b["ffn_gate.weight"].T
-    x = x + (gate * sigmoid(gate) * (y @ b["ffn_up.weight"].T)) @ b["ffn_down.weight"].T
+    if "ffn_gate_inp.weight" in b:
+        x = x + experts(file, b, y, shared)
+    else:
+        x = x + swiglu(y, b["ffn_gate.weight"], b["ffn_up.weight"], b["ffn_down.weight"])
     return norm(x, b["nextn.shared_head_norm.weight"]) @ t.get("output.weight", t["token_embd.weight"]).T
 
 
@@ -169,6 +200,9 @@ def main():
         check(f"{name}: guesses", gap <= LIMIT, f"largest difference {gap:.1e} of {got.std():.2f}, limit {LIMIT:.0e}")
         gap = float(numpy.abs(reference(file, block, tokens, hidden, True) - got).max())
         check(f"{name}: halves exchanged", gap > 100 * LIMIT, f"largest difference {gap:.1e}")
+        if f"blk.{block}.ffn_gate_shexp.weight" in file.tensors:
+            gap = float(numpy.abs(reference(file, block, tokens, hidden, shared=False) - got).max())
+            check(f"{name}: no shared expert", gap > 100 * LIMIT, f"largest difference {gap:.1e}")
     print(f"{passed} passed, {failed} failed")
     return 1 if failed else 0
 

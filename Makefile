@@ -248,6 +248,7 @@ $(CAPPED): LDFLAGS_ALL += -Wl,--wrap=qw_cpu_isa
 
 # No allocation goes uncounted.
 $(addprefix $(BUILD)/tests/,test_drafts test_draft_models): LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc
+$(BUILD)/tests/test_engine: LDFLAGS_ALL += -Wl,--wrap=qw_draft_cost_us
 $(BUILD)/tests/test_plan: LDFLAGS_ALL += -Wl,--wrap=malloc -Wl,--wrap=calloc -Wl,--wrap=realloc -Wl,--wrap=free \
     -Wl,--wrap=posix_memalign
 

@@ -3,7 +3,8 @@
  *     ask MODEL [--threads N] [--context N] [--guess none|all|SOURCE,...] [--draft MODEL]
  *
  * Reads one JSON object a line: "prompt", "max_tokens"; if wanted "temperature" (0: greedy, without penalties; else the model's
- * own sampling but for that), "seed", "schema" (the answer's form), "ignore_eos". Writes one for each: "tokens" of the answer,
+ * own sampling but for that), "seed", "schema" (the answer's form), "ignore_eos", "cancel_at" (tokens: then it is cancelled, and
+ * what was on its way may still come). Writes one for each: "tokens" of the answer,
  * "finish" (qw_finish), "prompt_tokens", "decode_us" (after the first token), and of its guesses how many were "checked" and
  * "right".
  * A model without a chat format goes on from the text of the prompt.
@@ -95,8 +96,8 @@ static void set_sampling(const json_t *in, qw_sampling *s)
     s->seed = (uint64_t)json_integer_value(json_object_get(in, "seed"));
 }
 
-/* Submits it; what it borrows from `in` and `schema` is copied there. */
-static void submit(qw_model *model, qw_engine *engine, const json_t *in, bool chat)
+/* Submits it, and returns its number; what it borrows from `in` and `schema` is copied there. */
+static uint64_t submit(qw_model *model, qw_engine *engine, const json_t *in, bool chat)
 {
     const json_t *prompt = json_object_get(in, "prompt"), *form = json_object_get(in, "schema");
     qw_request r = qw_request_default(model);
@@ -117,6 +118,7 @@ static void submit(qw_model *model, qw_engine *engine, const json_t *in, bool ch
     set_sampling(in, &r.sampling);
     if (qw_submit(engine, &r, &id, &err) != QW_OK) die(err.text);
     free(schema);
+    return id;
 }
 
 /* Until the counters know of the end of the n requests so far: they are as of the last step. */
@@ -130,11 +132,14 @@ static qw_engine_stats settled(qw_engine *engine, uint64_t n)
     }
 }
 
-static json_t *listen(qw_engine *engine, qw_event *done)
+/* The tokens of request `id`; with so many of them it is cancelled (0: never). */
+static json_t *listen(qw_engine *engine, uint64_t id, size_t cancel_at, qw_event *done)
 {
     json_t *tokens = json_array();
     for (;;) {
         if (!qw_poll(engine, -1, done)) continue;
+        if (cancel_at && json_array_size(tokens) < cancel_at && json_array_size(tokens) + done->n_tokens >= cancel_at)
+            qw_cancel(engine, id);
         for (size_t i = 0; i < done->n_tokens; i++) json_array_append_new(tokens, json_integer(done->tokens[i].token));
         if (done->type == QW_EVENT_ERROR) die(done->error.text);
         if (done->type == QW_EVENT_DONE) return tokens;
@@ -148,8 +153,8 @@ static void answer(qw_model *model, qw_engine *engine, const char *line, size_t 
     qw_event done;
     json_t *in = json_loadb(line, n, 0, NULL);
     if (!in) die("a line is no JSON");
-    submit(model, engine, in, chat);
-    json_t *tokens = listen(engine, &done);
+    uint64_t id = submit(model, engine, in, chat);
+    json_t *tokens = listen(engine, id, (size_t)json_integer_value(json_object_get(in, "cancel_at")), &done);
     qw_engine_stats s = settled(engine, ++n_requests);
     json_t *out = json_pack("{so si si sI sI sI}", "tokens", tokens, "finish", (int)done.finish, "prompt_tokens",
                             (int)done.usage.prompt_tokens, "decode_us", (json_int_t)done.timings.decode_us, "checked",

@@ -127,10 +127,15 @@ static void ban_ends(const qw_form *f, float *logits, uint32_t n_vocab)
         if (qw_tokenizer_is_end(f->tokenizer, (int32_t)i)) logits[i] = -INFINITY;
 }
 
+/* Within a string nearly all words are full. */
 static void ban_unset(const uint32_t *bits, float *logits, uint32_t n_vocab)
 {
-    for (uint32_t i = 0; i < n_vocab; i++)
-        if (!(bits[i / 32] >> i % 32 & 1)) logits[i] = -INFINITY;
+    for (uint32_t word = 0; word * 32 < n_vocab; word++) {
+        float *of_word = logits + word * 32;
+        uint32_t banned = ~bits[word], n = n_vocab - word * 32 < 32 ? n_vocab - word * 32 : 32;
+        for (uint32_t i = 0; banned && i < n; i++)
+            if (banned >> i & 1) of_word[i] = -INFINITY;
+    }
 }
 
 void qw_form_mask(const qw_form *f, qw_masker *w, uint32_t *bits, float *logits, uint32_t n_vocab)

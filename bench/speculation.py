@@ -131,7 +131,7 @@ def print_table(title, rows):
         middle, goal = statistics.median(ratios), GOALS.get(group, FLOOR) if name.startswith("all") else FLOOR
         note = f"{goal:.2f} {'reached' if middle >= goal else 'missed'}"
         print(f"{name:12}{group:10}{middle:6.2f}x  {min(ratios):5.2f} .. {max(ratios):<5.2f}  {slowest:13.2f}x  "
-              f"{100 * right:5.0f}%  {note}")
+              f"{100 * right:5.0f}%  {note}", flush=True)
 
 
 def settings(options):
@@ -142,8 +142,8 @@ def settings(options):
     return chosen
 
 
-def measure(options, path, prompts):
-    """([(temperature, runs)], sentences about differences)."""
+def measure(options, path, prompts, groups):
+    """([(temperature, runs)], sentences about differences); each temperature's table is printed when its runs are done."""
     found, faults = [], []
     guesses = settings(options)
     for temperature in options.temperatures:
@@ -158,6 +158,9 @@ def measure(options, path, prompts):
             say(f"temperature {temperature}, run {run + 1} of {options.runs}: plain {rate:.1f} tokens/s; " +
                 ", ".join(f"{name} {ratio(rows, name):.2f}x" for name in guesses if name != "plain"))
         found.append((temperature, runs))
+        if runs:
+            print_table(f"temperature {temperature}: times faster than plain decoding",
+                        table(runs, [name for name in guesses if name != "plain"], groups))
     return found, faults
 
 
@@ -206,22 +209,18 @@ def main():
     path = common.find_model(options.qw, options.model)["path"]
     if options.draft:
         options.draft = common.find_model(options.qw, options.draft)["path"]
-    names = [name for name in settings(options) if name != "plain"]
     with open(PROMPTS, encoding="utf-8") as file:
         prompts = read_prompts(file.read())
     groups = options.groups or list(dict.fromkeys(group for group, _ in prompts))
     chosen = [(group, prompt) for group, prompt in prompts if group in groups]
     if not chosen:
         fail(f"no such groups: {','.join(groups)}")
-    found, faults = measure(options, path, chosen)
-    n_compared = len(chosen) * len(names) * len(options.temperatures) * options.runs
-    faults += check_equal(options, path, prompts)
     facts = common.machine()
     print(f"machine  {facts['cpu']}, {facts['cores']} cores, {facts['system']}")
     print(f"model    {os.path.basename(path)}, {options.threads} threads, {options.tokens} tokens, {options.runs} runs")
-    for temperature, runs in found:
-        if runs:
-            print_table(f"temperature {temperature}: times faster than plain decoding", table(runs, names, groups))
+    found, faults = measure(options, path, chosen, groups)
+    n_compared = len(chosen) * (len(settings(options)) - 1) * len(options.temperatures) * options.runs
+    faults += check_equal(options, path, prompts)
     print(f"\n{n_compared} answers with guesses beside plain ones, and {options.equal} further greedy ones: "
           f"{len(faults)} differ")
     return common.conclude(found, faults, "differs", options.json)

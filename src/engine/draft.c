@@ -30,7 +30,9 @@ enum {
     WEIGHT_MAX = 32,        /* older trials of a sequence fade */
     WEIGHT_ALL_MAX = 1000,  /* of all sequences together */
     PLAIN_EVERY = 64,       /* steps, one without a draft: what it costs stays known */
-    MODEL_EVERY = 64,       /* steps, one with the other model: how good it is stays known */
+    MODEL_EVERY = 64,       /* steps, the time of one for the other model where it does not pay: how good it is stays known */
+    MODEL_TRIES = 8,        /* in a row, since it had to read first; */
+    TRIES_EVERY = 256,      /* steps, at most once in so many */
     GAIN_STEPS = 16,        /* what another model could gain is known of so many last ones; */
     ANSWER_STEPS = 96,      /* so many more are expected of an answer */
     CREDIT_BEGIN = 12,      /* passes: for so long the other model may compute in advance, */
@@ -62,6 +64,7 @@ struct qw_drafts {
     double model_us, lacking_us; /* of the other model, per token that it drafts, and that it lacks: */
     uint32_t n_model_us, n_lacking_us; /* so often measured */
     double credit_us;    /* what the other model has brought, less what it took */
+    uint32_t n_idle;     /* steps of all since it was asked */
     qw_draft_counts counts;
 };
 
@@ -78,8 +81,9 @@ struct qw_draft {
     const int32_t *tokens; /* [n], borrows */
     uint32_t n;
     estimate kinds[KINDS];
-    uint32_t n_drafted, n_model_idle; /* steps since the last plain one; since the other model was asked */
-    double gain_us;                   /* what the other model would save in a step, of late, if it lacked nothing */
+    uint32_t n_drafted;  /* steps since the last plain one */
+    uint32_t n_tries;    /* left of the other model, though it does not seem to pay */
+    double gain_us;      /* what the other model would save in a step, of late, if it lacked nothing */
     int32_t model[QW_DRAFT_MODEL_DEPTH]; /* [n_model]: what it said */
     uint32_t n_model;
     bet bet;
@@ -327,19 +331,22 @@ static void add_credit(qw_drafts *all, double us)
 }
 
 /* How many tokens to ask the other model for, when that pays, or once in a while, and never on debt. What it lacks is computed
- * in advance when it comes back within some more steps like the last ones: how long the answer will be, nobody knows. */
+ * in advance when it comes back within some more steps like the last ones: how long the answer will be, nobody knows. Where it
+ * does not pay the steps of all conversations count until it is tried: within one, what it lacks grows with every step. At first
+ * it is tried at once: what it takes is not known, the first times least of all, when its weights are not in memory yet. */
 static uint32_t tokens_to_ask(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, uint32_t n_lacking)
 {
-    const qw_drafts *all = d->all;
+    qw_drafts *all = d->all;
     uint32_t n;
     double price = n_lacking * all->lacking_us, gain_us = model_gain_us(d, ask, n_max, rate, &n);
     d->gain_us += (gain_us - d->gain_us) / GAIN_STEPS;
     if (gain_us > 0) return price <= ANSWER_STEPS * d->gain_us && price <= all->credit_us ? n : 0;
-    n = n_max < 2 ? n_max : 2;
-    price += n * all->model_us;
-    d->n_model_idle++;
-    bool due = d->n_model_idle >= MODEL_EVERY && d->n_model_idle * qw_draft_cost_us(&all->cost, 1) >= MODEL_EVERY * price;
-    return due && price <= all->credit_us ? n : 0;
+    all->n_idle++;
+    price += (d->n_tries ? d->n_tries : MODEL_TRIES) * all->model_us;
+    bool due = all->n_idle >= TRIES_EVERY && all->n_idle * qw_draft_cost_us(&all->cost, 1) >= MODEL_EVERY * price;
+    if (due || all->n_model_us < MODEL_TRIES) d->n_tries = MODEL_TRIES;
+    if (price > all->credit_us) d->n_tries = 0;
+    return d->n_tries > 0 ? 1 : 0;
 }
 
 /* Asks the other model if that pays. *us: what it took. */
@@ -359,7 +366,8 @@ static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, doub
     QW_ASSERT(d->n_model <= n);
     *us = (double)(m->clock_us(m->ctx) - begun_us);
     if (d->n_model > 0) {
-        d->n_model_idle = 0;
+        all->n_idle = 0;
+        d->n_tries -= d->n_tries > 0;
         measure_model(&all->model_us, &all->n_model_us, *us / d->n_model);
     } else if (n_lacking > 0) {
         uint32_t n_left = m->lacks(m->ctx, d->user, d->tokens, d->n);
@@ -488,11 +496,20 @@ void qw_drafts_note_top(qw_drafts *ds, int32_t token, const qw_top *top, size_t 
     qw_recycled_note(ds->recycled, token, top, n);
 }
 
+/* The first pass tells how fast the machine is: what was guessed of the other model is off by as much. */
+static void scale_guesses(qw_drafts *ds)
+{
+    double by = qw_draft_cost_us(&ds->cost, 1) / ds->o.us_per_pass;
+    if (ds->n_model_us == 0) ds->model_us *= by;
+    if (ds->n_lacking_us == 0) ds->lacking_us *= by;
+}
+
 void qw_drafts_note_cost(qw_drafts *ds, uint32_t n_rows, double us)
 {
     bool first = ds->cost.n_notes == 0;
     qw_draft_cost_note(&ds->cost, n_rows, us);
     first = first && ds->cost.n_notes > 0;
+    if (first && ds->o.us_per_pass > 0) scale_guesses(ds);
     add_credit(ds, (first ? CREDIT_BEGIN : credit_share) * qw_draft_cost_us(&ds->cost, n_rows));
 }
 
@@ -539,6 +556,6 @@ void qw_draft_begin(qw_draft *d, const int32_t *tokens, uint32_t n)
     d->n_drafted = 0;
     d->bet.open = false;
     d->gain_us = 0;
-    d->n_model_idle = d->all->n_model_us > 0 ? 0 : MODEL_EVERY * CREDIT_BEGIN; /* what it takes is not known yet */
+    d->n_tries = 0;
     for (size_t i = 0; i < KINDS; i++) d->kinds[i] = (estimate){d->all->kinds[i].p, WEIGHT_BEGIN};
 }

@@ -553,6 +553,31 @@ static void test_model_lacks(void **state)
     }
 }
 
+/* Conversations too short for what it lacks to come back while it is bad: when it gets better, that is found out all the same. */
+static void test_model_gets_better(void **state)
+{
+    static world w;
+    double n_tokens = 0, cost = 0;
+    (void)state;
+    open_world(&w, 47, true);
+    w.row_cost = 0.05;
+    w.model_us = 0.4 * PASS_US;
+    w.lacking_us = PASS_US / 20;
+    for (int text = 0; text < 40; text++) {
+        make_random(&w, 0, 168, VOCAB); /* nothing else can guess it */
+        w.n_has = 0;
+        w.model_right = text < 8 ? 20 : 95;
+        begin_text(&w, 40, 168);
+        run_text(&w, 7, false);
+        if (text < 30) continue;
+        n_tokens += w.n_tokens;
+        cost += w.cost;
+    }
+    print_message("%g of the speed\n", n_tokens / cost);
+    assert_true(n_tokens / cost > 1.15);
+    close_world(&w);
+}
+
 /* A sequence that was cut drafts as one that never was longer. */
 static void test_cut(void **state)
 {
@@ -631,7 +656,8 @@ int main(void)
         cmocka_unit_test(test_table),     cmocka_unit_test(test_cost),     cmocka_unit_test(test_trees),
         cmocka_unit_test(test_copies),    cmocka_unit_test(test_recycled), cmocka_unit_test(test_off_and_on),
         cmocka_unit_test(test_batched),   cmocka_unit_test(test_model),    cmocka_unit_test(test_cut),
-        cmocka_unit_test(test_model_lacks), cmocka_unit_test(test_learned),   cmocka_unit_test(test_counts),
+        cmocka_unit_test(test_learned),   cmocka_unit_test(test_counts),   cmocka_unit_test(test_model_lacks),
+        cmocka_unit_test(test_model_gets_better),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -42,14 +42,13 @@ class Engine:
 
 
 class Engines:
-    """One for each of {name: guess}, or {name: (guess, draft)}, for a with statement."""
+    """One for each of {name: (guess, draft)}, as in Engine, for a with statement."""
 
     def __init__(self, program, model, threads, guesses):
         self.arguments, self.guesses = (program, model, threads), guesses
 
     def __enter__(self):
-        self.engines = {name: Engine(*self.arguments, *([guess] if isinstance(guess, str) else guess))
-                        for name, guess in self.guesses.items()}
+        self.engines = {name: Engine(*self.arguments, *guess) for name, guess in self.guesses.items()}
         return self.engines
 
     def __exit__(self, *reason):

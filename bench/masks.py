@@ -99,7 +99,7 @@ def parse():
 def main():
     options = parse()
     path = common.find_model(options.qw, options.model)["path"]
-    with asking.Engines(options.ask, path, options.threads, {"plain": "none"}) as engines:
+    with asking.Engines(options.ask, path, options.threads, {"plain": ("none", None)}) as engines:
         found = {name: measure(engines["plain"], name, options) for name in options.forms}
     facts = common.machine()
     print(f"machine  {facts['cpu']}, {facts['cores']} cores, {facts['system']}")

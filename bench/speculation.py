@@ -136,7 +136,7 @@ def print_table(title, rows):
 
 def settings(options):
     """{name: what asking.Engines takes for it}; plain decoding first."""
-    chosen = {"plain": "none", **{name: name for name in options.sources}}
+    chosen = {"plain": ("none", None), **{name: (name, None) for name in options.sources}}
     if options.draft:
         chosen.update({name: (guess, options.draft) for name, guess in OF_DRAFT.items()})
     return chosen
@@ -168,7 +168,7 @@ def check_equal(options, path, prompts):
     """Sentences about greedy answers that are not the same with all sources as with none. A small model that guesses is one."""
     made = made_prompts(max(0, options.equal - len(prompts)))
     chosen, faults = [*(prompt for _, prompt in prompts), *made][:options.equal], []
-    with asking.Engines(options.ask, path, options.threads, {"plain": "none", "all": ("all", options.draft)}) as engines:
+    with asking.Engines(options.ask, path, options.threads, {"plain": ("none", None), "all": ("all", options.draft)}) as engines:
         for i, prompt in enumerate(chosen):
             got = {name: engine.ask(prompt=prompt, max_tokens=options.equal_tokens)["tokens"]
                    for name, engine in engines.items()}

@@ -14,7 +14,7 @@
 #include "cli/cli.h"
 #include "cli/report.h"
 
-enum { FORM_BYTES_MAX = 1 << 20 };
+enum { FORM_BYTES_MAX = 1 << 20 }; /* of a file; what a form may have, the engine says */
 
 typedef struct run_options {
     qw_cli_model model;

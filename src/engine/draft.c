@@ -344,7 +344,7 @@ static uint32_t tokens_to_ask(qw_draft *d, const qw_draft_ask *ask, uint32_t n_m
     all->n_idle++;
     price += (d->n_tries ? d->n_tries : MODEL_TRIES) * all->model_us;
     bool due = all->n_idle >= TRIES_EVERY && all->n_idle * qw_draft_cost_us(&all->cost, 1) >= MODEL_EVERY * price;
-    if (due || all->n_model_us < MODEL_TRIES) d->n_tries = MODEL_TRIES;
+    if (d->n_tries == 0 && (due || all->n_model_us < MODEL_TRIES)) d->n_tries = MODEL_TRIES;
     if (price > all->credit_us) d->n_tries = 0;
     return d->n_tries > 0 ? 1 : 0;
 }

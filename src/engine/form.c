@@ -173,7 +173,7 @@ static bool may_fit(uint32_t n_bytes, uint32_t n_tokens)
     return n_bytes / TOKEN_BYTES + 1 < n_tokens;
 }
 
-/* A text that fits goes on with tokens behind which it still does: so it stays. */
+/* A text that fits goes on with tokens behind which it still does, if there are any; then it fits to its end. */
 static bool fits_now(const qw_form *f, uint32_t n_left)
 {
     return fits(qw_matcher_to_end(f->matcher), n_left);

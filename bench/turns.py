@@ -16,8 +16,9 @@ chat pages do to find a title), and the server is restarted, once in good order 
   computed   rows of the prompt that the engine really computed, and the time to the first token
 
 qw reports what it computed as usage.prompt_tokens_details.cached_tokens; llama-server (one that you have) as timings. The
-promise: what is new, and one token at least, for a turn that goes on or comes after a restart; an edit or another answer
-costs at most one message more. Thinking is switched off. Exit code 0 when qw keeps it.
+promise: what was added, and one token at least, for a turn that goes on, and one message more where the template shows an
+earlier answer in another way; no more than that after a restart; at most one message for an edit or another answer. Thinking
+is switched off. Exit code 0 when qw keeps it.
 """
 import argparse
 import json
@@ -110,15 +111,19 @@ def converse(server, options):
 
 def judge(rows, message_tokens):
     """Sentences about turns in which qw computed more than it promises."""
-    faults = []
+    faults, dearest = [], 0
     for r in rows[1:]:
-        if r["action"] in ("", "restart", "kill -9", "side request"):
-            new = r["tokens"] - r["known"]
-            most = max(new, 1) if new <= r["added"] else new + message_tokens  # the template changed what is behind
+        over = r["computed"] - max(r["added"], 1)
+        if r["action"] in ("", "side request"):
+            changed = r["tokens"] - r["known"] > r["added"]  # by the template, behind what was added
+            most = message_tokens if changed else 0
+            dearest = max(dearest, over)
+        elif r["action"] in ("restart", "kill -9"):
+            most = dearest  # what other turns cost
         else:
-            most = message_tokens  # at most one message, and what follows it
-        if r["computed"] > most:
-            faults.append(f"turn {r['turn']} {r['action']}: {r['computed']} computed, at most {most} promised")
+            over, most = r["computed"], message_tokens  # at most one message, and what follows it
+        if over > most:
+            faults.append(f"turn {r['turn']} {r['action']}: {r['computed']} computed, {over - most} more than promised")
     return faults
 
 

@@ -380,6 +380,7 @@ static qw_status open_store(qw_engine *e, const qw_engine_options *o, qw_err *er
     io.files = e->state_files;
     QW_TRY(qw_state_io_open(&io, &e->state, err));
     e->store = qw_state_io_store(e->state);
+    if (e->model->memory) qw_memory_attach(e->model->memory, e->state, e->model->net->hp.n_vocab);
     return QW_OK;
 }
 
@@ -484,7 +485,8 @@ void qw_engine_destroy(qw_engine *e)
         qw_job_free(e->first);
         e->first = next;
     }
-    if (e->state) qw_state_io_close(e->state, 0); /* what could be saved is, by now */
+    if (e->state && e->model->memory) qw_memory_detach(e->model->memory, e->state);
+    if (e->state) qw_state_io_close(e->state, 0); /* what could be saved is, by now; but for answers */
     if (e->state_files) qw_state_files_close(e->state_files);
     qw_core_destroy(e->core);
     qw_guesses_destroy(e->guesses);

@@ -1,4 +1,4 @@
-/* state_files.c: the store: key and ids, saving, finding, limits. See state_files.h.
+/* state_files.c: the store: key and ids, saving, finding, limits. See state_files.h. Answers are state_answers.c's.
  *
  * Other processes work in the same folder. Nothing here waits for them: a file that goes away between two calls is one that
  * is not there, and one that comes is as good as ours.
@@ -159,7 +159,7 @@ void qw_state_get_counts(const qw_state_files *s, qw_state_counts *out)
 
 /* ---- pieces --------------------------------------------------------------------------------------- */
 
-static const char *path_of(const qw_state_files *s, const state_name *n, char out[PATH_MAX])
+const char *state_path(const qw_state_files *s, const state_name *n, char out[PATH_MAX])
 {
     char name[STATE_NAME_MAX];
     state_name_of(n, name);
@@ -177,11 +177,11 @@ static bool is_there(const qw_state_files *s, const state_name *n)
 {
     char path[PATH_MAX];
     struct stat st;
-    if (lstat(path_of(s, n, path), &st) != 0) return false;
+    if (lstat(state_path(s, n, path), &st) != 0) return false;
     return S_ISREG(st.st_mode) && st.st_size == (off_t)state_file_bytes(s, n->snapshot);
 }
 
-static void remove_damaged(qw_state_files *s, const char *path)
+void state_remove_damaged(qw_state_files *s, const char *path)
 {
     unlink(path);
     s->n.damaged++;
@@ -205,7 +205,7 @@ void qw_state_touch(qw_state_files *s, const qw_state_piece *p)
 {
     char path[PATH_MAX];
     const state_name name = name_of_piece(s, p);
-    touch_path(path_of(s, &name, path), p->depth);
+    touch_path(state_path(s, &name, path), p->depth);
 }
 
 bool qw_state_load(qw_state_files *s, const qw_state_piece *p, void *data)
@@ -213,9 +213,9 @@ bool qw_state_load(qw_state_files *s, const qw_state_piece *p, void *data)
     char path[PATH_MAX];
     const state_name name = name_of_piece(s, p);
     int64_t used_s = 0;
-    state_read got = state_file_load(s, path_of(s, &name, path), p, name.id, data, &used_s);
+    state_read got = state_file_load(s, state_path(s, &name, path), p, name.id, data, &used_s);
     if (got == STATE_MISSING) s->n.missing++;
-    if (got == STATE_DAMAGED) remove_damaged(s, path);
+    if (got == STATE_DAMAGED) state_remove_damaged(s, path);
     if (got != STATE_READ) return false;
     s->n.loaded++;
     s->n.loaded_bytes += state_data_bytes(s, p->snapshot);
@@ -241,7 +241,8 @@ static siblings siblings_open(const qw_state_files *s, qw_state_id parent)
 static bool siblings_next(siblings *l, bool snapshot, state_name *out)
 {
     for (struct dirent *e; l->dir && (e = readdir(l->dir));) {
-        if (!state_name_parse(e->d_name, out) || out->unfinished || out->snapshot != snapshot) continue;
+        if (!state_name_parse(e->d_name, out) || out->unfinished || out->answer || out->snapshot != snapshot)
+            continue;
         if (state_id_equal(out->parent, l->parent)) return true;
     }
     return false;
@@ -260,7 +261,7 @@ static uint64_t bytes_free(const qw_state_files *s)
     return statvfs(s->dir, &vfs) == 0 ? (uint64_t)vfs.f_bavail * vfs.f_frsize : UINT64_MAX;
 }
 
-static qw_status check_room(const qw_state_files *s, size_t bytes, qw_err *err)
+qw_status state_check_room(const qw_state_files *s, size_t bytes, qw_err *err)
 {
     const uint64_t room = bytes_free(s);
     if (s->bytes + bytes > s->limits.bytes_max) {
@@ -274,8 +275,7 @@ static qw_status check_room(const qw_state_files *s, size_t bytes, qw_err *err)
     return QW_OK;
 }
 
-/* Makes the folder that what follows a past is in. */
-static qw_status make_folder(const qw_state_files *s, qw_state_id parent, qw_err *err)
+qw_status state_make_folder(const qw_state_files *s, qw_state_id parent, qw_err *err)
 {
     char path[PATH_MAX], folder[4];
     state_folder(parent, folder);
@@ -293,7 +293,7 @@ static void remove_shorter(qw_state_files *s, const qw_state_piece *p)
     while (siblings_next(&l, false, &name)) {
         if (name.n_tokens >= p->n_tokens) continue;
         qw_state_id id = qw_state_child_id(s, p->parent, p->tokens, name.n_tokens);
-        if (state_id_equal(name.id, id)) unlink(path_of(s, &name, path));
+        if (state_id_equal(name.id, id)) unlink(state_path(s, &name, path));
     }
     siblings_close(&l);
 }
@@ -302,10 +302,10 @@ static qw_status write_piece(qw_state_files *s, const char *path, const qw_state
                              const void *data, qw_err *err)
 {
     size_t bytes = state_file_bytes(s, p->snapshot);
-    QW_TRY(check_room(s, bytes, err));
+    QW_TRY(state_check_room(s, bytes, err));
     qw_status status = state_file_save(s, path, p, id, data, err);
     if (status == QW_E_NOT_FOUND) {
-        QW_TRY(make_folder(s, p->parent, err));
+        QW_TRY(state_make_folder(s, p->parent, err));
         status = state_file_save(s, path, p, id, data, err);
     }
     if (status == QW_E_ARG) return QW_OK; /* another process had the same to save */
@@ -321,7 +321,7 @@ qw_status qw_state_save(qw_state_files *s, const qw_state_piece *p, const void *
 {
     char path[PATH_MAX];
     const state_name name = name_of_piece(s, p);
-    path_of(s, &name, path);
+    state_path(s, &name, path);
     if (is_there(s, &name)) {
         s->n.already_there++;
         touch_path(path, p->depth);
@@ -378,8 +378,8 @@ static void find_last_page(search *f, qw_state_past *out)
     siblings l = siblings_open(f->s, f->ids[f->n_full]);
     for (int n_read = 0; n_read < SIBLINGS_MAX && siblings_next(&l, false, &name); n_read++) {
         int32_t tokens[QW_KV_TILE];
-        state_read got = state_file_tokens(f->s, path_of(f->s, &name, path), &name, tokens);
-        if (got == STATE_DAMAGED) remove_damaged(f->s, path);
+        state_read got = state_file_tokens(f->s, state_path(f->s, &name, path), &name, tokens);
+        if (got == STATE_DAMAGED) state_remove_damaged(f->s, path);
         if (got != STATE_READ) continue;
         uint32_t k = common(tokens, f->tokens + depth, least(left, name.n_tokens));
         if (k == 0 || k < f->n_common) continue;
@@ -546,7 +546,7 @@ qw_status qw_state_trim(qw_state_files *s, qw_err *err)
         if (t.n > 1) qsort(t.files, t.n, sizeof *t.files, by_use);
         for (size_t i = 0; i < t.n && t.bytes > most; i++) {
             char path[PATH_MAX];
-            trim_remove(&t, path_of(s, &t.files[i].name, path), t.files[i].bytes);
+            trim_remove(&t, state_path(s, &t.files[i].name, path), t.files[i].bytes);
         }
         s->bytes += t.bytes - before; /* what others wrote in the meantime stays counted */
     }

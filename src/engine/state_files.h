@@ -1,11 +1,12 @@
-/* state_files.h: computed pasts on disk: pages of keys and values, and snapshots of recurrent state, a file each.
+/* state_files.h: computed pasts on disk: pages of keys and values, and snapshots of recurrent state, a file each; and the
+ * answers that were given.
  *
  * A past has an id, a keyed hash of the id of the past before it and of the tokens between: whoever has a past's id and
  * knows which tokens follow knows the names of the files. So nothing is loaded at the start, and processes share a store
  * without locks: a file appears whole under its name and is never changed. What is read is checked against everything that
  * is known about it, and by sums; what does not fit is as if it were not there, is counted, and is removed. Files are kept
  * within limits of bytes and age, and those go first that were not used for the longest time.
- * The format of a file is state_format.c's. Any thread.
+ * The formats of files are state_format.c's and state_answers.c's. Any thread.
  */
 #ifndef QW_ENGINE_STATE_FILES_H
 #define QW_ENGINE_STATE_FILES_H
@@ -14,8 +15,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "qw.h"
+
 #include "backend/backend.h"
-#include "base/status.h"
+#include "base/buf.h"
 
 enum {
     QW_STATE_NUMERICS = 1,  /* raise it when the same tokens give other bits than before, or mean others in a page */
@@ -90,6 +93,24 @@ typedef struct qw_state_past {
  * not read, but for the headers of pages that may have a beginning in common. */
 qw_status qw_state_find(qw_state_files *s, qw_state_id parent, const int32_t *tokens, size_t n, qw_state_past *out,
                         qw_err *err) QW_MUST_CHECK;
+
+/* ---- answers -------------------------------------------------------------------------------------- */
+
+enum { QW_STATE_ANSWER_BYTES_MAX = 128 << 20 };
+
+/* What an answer is found by; kinds are the caller's, and hash in worlds of their own. */
+typedef struct qw_state_answer_key {
+    uint32_t kind;
+    qw_text a, b; /* borrows */
+} qw_state_answer_key;
+
+/* Like the ids of pasts: it tells nothing to who does not have the store's key, and differs by layout and owner. */
+qw_state_id qw_state_answer_id(const qw_state_files *s, const uint8_t owner[QW_STATE_OWNER_BYTES],
+                               const qw_state_answer_key *key);
+/* In place of what has this id. Limits and the disk as with pieces. */
+qw_status qw_state_save_answer(qw_state_files *s, qw_state_id id, qw_text data, qw_err *err) QW_MUST_CHECK;
+/* Adds it to out; *saved_s: when it was saved. False: there is none, or what there was is damaged or foreign and is removed. */
+bool qw_state_load_answer(qw_state_files *s, qw_state_id id, qw_buf *out, int64_t *saved_s);
 
 /* ---- limits --------------------------------------------------------------------------------------- */
 

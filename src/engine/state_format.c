@@ -1,9 +1,10 @@
-/* state_format.c: one file of the store: its name, its header, reading and writing.
+/* state_format.c: names of files in the store, and one file of computed state: its header, reading and writing.
  *
  *     abc/PARENT-ID-N.kv    a page: keys and values of the N tokens that lead from the past PARENT to the past ID
  *     abc/PARENT-ID-N.st    a snapshot: the recurrent state after them
+ *     abc/ID.an             an answer: state_answers.c
  *
- * "abc" are the first digits of PARENT, so what follows a past is in one small folder. A file is a header, a multiple of
+ * "abc" are the first digits of the name, so what follows a past is in one small folder. A file of state is a header, a multiple of
  * 4096 bytes, and the data, which are read straight to where they are used. The header says everything that the name says
  * and more, and has a sum of every 256 KiB of the data; its last 8 bytes are its own sum. Numbers are the machine's own:
  * the layout's hash tells machines of another byte order apart.
@@ -54,6 +55,11 @@ void state_name_of(const state_name *n, char out[STATE_NAME_MAX])
 {
     char folder[4];
     state_folder(n->parent, folder);
+    if (n->answer) {
+        snprintf(out, STATE_NAME_MAX, "%s/%016llx%016llx.an", folder, (unsigned long long)n->parent.w[0],
+                 (unsigned long long)n->parent.w[1]);
+        return;
+    }
     snprintf(out, STATE_NAME_MAX, "%s/%016llx%016llx-%016llx%016llx-%u.%s", folder, (unsigned long long)n->parent.w[0],
              (unsigned long long)n->parent.w[1], (unsigned long long)n->id.w[0], (unsigned long long)n->id.w[1],
              n->n_tokens, n->snapshot ? "st" : "kv");
@@ -67,6 +73,11 @@ static bool take_id(const char **text, qw_state_id *out)
         unsigned digit = (unsigned)(**text <= '9' ? **text - '0' : **text - 'a' + 10);
         out->w[i / 16] = out->w[i / 16] << 4 | digit;
     }
+    return true;
+}
+
+static bool take_dash(const char **text)
+{
     return *(*text)++ == '-';
 }
 
@@ -78,12 +89,20 @@ static bool take_count(const char **text, uint32_t *out)
     return *out <= QW_KV_TILE;
 }
 
+/* "-ID-N.kv" or ".st": the rest of a piece's name, up to a temporary ending. */
+static bool take_piece(const char **text, state_name *out)
+{
+    if (!take_dash(text) || !take_id(text, &out->id) || !take_dash(text) || !take_count(text, &out->n_tokens)) return false;
+    out->snapshot = strncmp(*text, ".st", 3) == 0;
+    return out->snapshot || strncmp(*text, ".kv", 3) == 0;
+}
+
 bool state_name_parse(const char *text, state_name *out)
 {
     *out = (state_name){0};
-    if (!take_id(&text, &out->parent) || !take_id(&text, &out->id) || !take_count(&text, &out->n_tokens)) return false;
-    out->snapshot = strncmp(text, ".st", 3) == 0;
-    if (!out->snapshot && strncmp(text, ".kv", 3) != 0) return false;
+    if (!take_id(&text, &out->parent)) return false;
+    out->answer = strncmp(text, ".an", 3) == 0;
+    if (!out->answer && !take_piece(&text, out)) return false;
     text += 3;
     out->unfinished = strncmp(text, ".tmp-", 5) == 0;
     return *text == '\0' || out->unfinished;
@@ -142,8 +161,7 @@ static uint64_t *own_sum(uint8_t *header, size_t bytes)
 
 /* ---- reading -------------------------------------------------------------------------------------- */
 
-/* False: the file ends, or the disk fails. */
-static bool read_all(int fd, void *data, size_t n, size_t offset)
+bool state_read_all(int fd, void *data, size_t n, size_t offset)
 {
     uint8_t *p = data;
     while (n > 0) {
@@ -157,8 +175,7 @@ static bool read_all(int fd, void *data, size_t n, size_t offset)
     return true;
 }
 
-/* The descriptor of a regular file of that size and its last use, or -1 with the reason. */
-static int open_file(const char *path, size_t bytes, int64_t *used_s, state_read *why)
+int state_open(const char *path, size_t *bytes, int64_t *used_s, state_read *why)
 {
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
@@ -166,10 +183,22 @@ static int open_file(const char *path, size_t bytes, int64_t *used_s, state_read
         *why = errno == ELOOP ? STATE_DAMAGED : STATE_MISSING;
         return -1;
     }
-    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size == (off_t)bytes) {
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
         *used_s = (int64_t)st.st_mtim.tv_sec;
+        *bytes = (size_t)st.st_size;
         return fd;
     }
+    *why = STATE_DAMAGED;
+    close(fd);
+    return -1;
+}
+
+/* The same, of exactly that size. */
+static int open_of_size(const char *path, size_t want, int64_t *used_s, state_read *why)
+{
+    size_t bytes;
+    int fd = state_open(path, &bytes, used_s, why);
+    if (fd < 0 || bytes == want) return fd;
     *why = STATE_DAMAGED;
     close(fd);
     return -1;
@@ -179,7 +208,7 @@ static int open_file(const char *path, size_t bytes, int64_t *used_s, state_read
 static bool read_header(const qw_state_files *s, int fd, const state_name *name, const int32_t *tokens, uint8_t *header)
 {
     file_header want = expected(s, name, tokens), *got = (file_header *)(void *)header;
-    if (!read_all(fd, header, want.header_bytes, 0)) return false;
+    if (!state_read_all(fd, header, want.header_bytes, 0)) return false;
     if (*own_sum(header, want.header_bytes) != qw_checksum(header, want.header_bytes - SUM_BYTES)) return false;
     return memcmp(got, &want, tokens ? sizeof want : offsetof(file_header, tokens)) == 0;
 }
@@ -197,7 +226,7 @@ static bool read_data(int fd, const uint64_t *sums, size_t header, uint8_t *data
     for (size_t at = 0; at < n; at += BLOCK_BYTES) {
         size_t bytes = block_bytes(n, at);
         make_present(data + at, bytes);
-        if (!read_all(fd, data + at, bytes, header + at)) return false;
+        if (!state_read_all(fd, data + at, bytes, header + at)) return false;
         if (qw_checksum(data + at, bytes) != sums[at / BLOCK_BYTES]) return false;
     }
     return true;
@@ -210,7 +239,7 @@ state_read state_file_load(const qw_state_files *s, const char *path, const qw_s
     size_t n = state_data_bytes(s, p->snapshot), n_header = header_bytes(n);
     uint8_t *header = NULL;
     state_read result;
-    int fd = open_file(path, n_header + n, used_s, &result);
+    int fd = open_of_size(path, n_header + n, used_s, &result);
     if (fd < 0) return result;
     posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
     if (qw_alloc(&header, n_header, 1, "header", NULL) != QW_OK) {
@@ -230,7 +259,7 @@ state_read state_file_tokens(const qw_state_files *s, const char *path, const st
     uint8_t *header = NULL;
     int64_t used_s;
     state_read result;
-    int fd = open_file(path, state_file_bytes(s, false), &used_s, &result);
+    int fd = open_of_size(path, state_file_bytes(s, false), &used_s, &result);
     if (fd < 0) return result;
     if (qw_alloc(&header, header_bytes(s->page_bytes), 1, "header", NULL) != QW_OK) {
         result = STATE_MISSING;

@@ -1,7 +1,8 @@
 /* state_io.c: see state_io.h.
  *
  * One lock guards the lists; no disk is touched under it. A load is cut into pieces, its snapshot and its pages, of which
- * threads claim some at a time. What a thread does next: pieces of a load, the next find or load, a trim that is due, a save.
+ * threads claim some at a time. What a thread does next: pieces of a load, the next find or load, an answer, a trim that is
+ * due, a save.
  */
 #include "engine/state_io.h"
 
@@ -20,6 +21,14 @@ typedef struct list {
     qw_state_op *first, *last;
 } list;
 
+/* One that waits to be saved. */
+typedef struct answer {
+    struct answer *next;
+    qw_buf data;     /* owns */
+    size_t n_ids;
+    qw_state_id ids[];
+} answer;
+
 struct qw_state_io {
     qw_state_io_options o;
     pthread_t threads[QW_STATE_THREADS_MAX];
@@ -29,6 +38,8 @@ struct qw_state_io {
     list front, back;  /* finds and loads; saves and touches: not begun */
     list loading;      /* loads with pieces that nobody has claimed */
     list done;
+    answer *answers, *last_answer; /* not begun */
+    size_t answers_bytes;
     uint32_t n_front, n_back; /* not polled yet */
     int n_in_back;     /* threads at a save, a touch or a trim */
     bool trimming, stop;
@@ -281,12 +292,104 @@ static void do_trim(qw_state_io *io)
     end_back(io);
 }
 
+/* ---- answers -------------------------------------------------------------------------------------- */
+
+static answer *pop_answer(qw_state_io *io)
+{
+    answer *a = io->answers;
+    io->answers = a->next;
+    if (!io->answers) io->last_answer = NULL;
+    io->answers_bytes -= a->data.n;
+    return a;
+}
+
+static void push_answer(qw_state_io *io, answer *a)
+{
+    if (io->last_answer) io->last_answer->next = a;
+    else io->answers = a;
+    io->last_answer = a;
+    io->answers_bytes += a->data.n;
+}
+
+static void free_answer(answer *a)
+{
+    qw_buf_free(&a->data);
+    free(a);
+}
+
+static void save_answer(qw_state_io *io, const answer *a)
+{
+    qw_err err;
+    const qw_text data = {qw_buf_str(&a->data), a->data.n};
+    for (size_t i = 0; i < a->n_ids; i++) {
+        if (qw_state_save_answer(io->o.files, a->ids[i], data, &err) != QW_OK) note_failure(io, &err);
+    }
+}
+
+/* The lock is held before and after. */
+static void do_answer(qw_state_io *io)
+{
+    answer *a = pop_answer(io);
+    io->n_in_back++;
+    pthread_mutex_unlock(&io->lock);
+    save_answer(io, a);
+    free_answer(a);
+    pthread_mutex_lock(&io->lock);
+    end_back(io);
+}
+
+/* False: so many wait that this one is not saved. */
+static bool queue_answer(qw_state_io *io, answer *a)
+{
+    pthread_mutex_lock(&io->lock);
+    bool room = !io->answers || io->answers_bytes + a->data.n <= QW_STATE_ANSWERS_BYTES_MAX;
+    if (room) push_answer(io, a);
+    pthread_cond_broadcast(&io->work);
+    pthread_mutex_unlock(&io->lock);
+    return room;
+}
+
+void qw_state_io_save_answer(qw_state_io *io, const qw_state_id *ids, size_t n_ids, qw_buf *data)
+{
+    qw_err err;
+    answer *a = NULL;
+    qw_status status = qw_alloc(&a, 1, sizeof *a + n_ids * sizeof *ids, "answer", &err);
+    if (status != QW_OK) {
+        qw_buf_free(data);
+        note_failure(io, &err);
+        return;
+    }
+    a->data = *data;
+    a->n_ids = n_ids;
+    memcpy(a->ids, ids, n_ids * sizeof *ids);
+    *data = (qw_buf){0};
+    if (queue_answer(io, a)) return;
+    free_answer(a);
+    qw_fail(&err, QW_E_LIMIT, "the disk is too slow for the answers that are given: some are not saved");
+    note_failure(io, &err);
+}
+
+qw_state_files *qw_state_io_files(qw_state_io *io)
+{
+    return io->o.files;
+}
+
 /* ---- threads -------------------------------------------------------------------------------------- */
+
+/* One thread of several stays for loads. */
+static bool has_thread_for_back(const qw_state_io *io)
+{
+    return io->o.n_threads == 1 || io->n_in_back < io->o.n_threads - 1;
+}
 
 static bool may_begin_back(const qw_state_io *io)
 {
-    if (io->stop) return qw_clock_us() < io->stop_us;
-    return io->o.n_threads == 1 || io->n_in_back < io->o.n_threads - 1;
+    return io->stop ? qw_clock_us() < io->stop_us : has_thread_for_back(io);
+}
+
+static bool may_begin_answer(const qw_state_io *io)
+{
+    return io->answers && has_thread_for_back(io); /* at the end, too: whoever is at one comes back for the rest */
 }
 
 static void wait_for_work(qw_state_io *io)
@@ -302,6 +405,7 @@ static void *thread_main(void *arg)
         bool back = may_begin_back(io);
         if (!io->stop && io->loading.first) do_pieces(io);
         else if (!io->stop && io->front.first) do_front(io);
+        else if (may_begin_answer(io)) do_answer(io);
         else if (!io->stop && back && !io->trimming && qw_state_trim_due(io->o.files)) do_trim(io);
         else if (back && io->back.first) do_back(io);
         else if (io->stop) break;
@@ -358,6 +462,7 @@ void qw_state_io_close(qw_state_io *io, int64_t flush_us)
     pthread_cond_broadcast(&io->work);
     pthread_mutex_unlock(&io->lock);
     for (int i = 0; i < io->n_threads; i++) pthread_join(io->threads[i], NULL);
+    while (io->answers) free_answer(pop_answer(io)); /* no thread came to be */
     free_list(&io->front);
     free_list(&io->back);
     free_list(&io->loading);

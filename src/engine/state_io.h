@@ -14,6 +14,7 @@
 enum {
     QW_STATE_FRONT_MAX = 128, /* finds and loads that are not polled yet */
     QW_STATE_BACK_MAX = 256,  /* saves and touches */
+    QW_STATE_ANSWERS_BYTES_MAX = 8 << 20, /* of answers that are not saved yet; one may be longer */
     QW_STATE_THREADS_MAX = 8
 };
 
@@ -81,5 +82,13 @@ void qw_state_io_close(qw_state_io *io, int64_t flush_us);
 qw_state_store qw_state_io_store(qw_state_io *io);
 /* Why the first save that failed did; true once. Any thread. */
 bool qw_state_io_report(qw_state_io *io, qw_err *out);
+
+/* ---- answers; any thread --------------------------------------------------------------------------- */
+
+/* Whose threads they are, for ids and loads, which need none of them. */
+qw_state_files *qw_state_io_files(qw_state_io *io);
+/* Saves the data under each of the ids, before any piece of state: it is small, and what has been computed behind it can be
+ * found by its tokens alone. Done by the time of qw_state_io_close. Takes the data; not waited for. */
+void qw_state_io_save_answer(qw_state_io *io, const qw_state_id *ids, size_t n_ids, qw_buf *data);
 
 #endif

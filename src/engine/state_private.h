@@ -1,7 +1,9 @@
-/* state_private.h: what state_files.c, the store, and state_format.c, one file of it, share. */
+/* state_private.h: what state_files.c, the store, state_format.c, one file of computed state, and state_answers.c, one of an
+ * answer, share. */
 #ifndef QW_ENGINE_STATE_PRIVATE_H
 #define QW_ENGINE_STATE_PRIVATE_H
 
+#include <limits.h>
 #include <stdatomic.h>
 #include <time.h>
 
@@ -36,12 +38,13 @@ typedef struct state_name {
     qw_state_id parent, id;
     uint32_t n_tokens;
     bool snapshot;
+    bool answer;     /* neither page nor snapshot: an answer, with its id in `parent` and nothing else */
     bool unfinished; /* has a temporary ending */
 } state_name;
 
 /* The folder of what follows a past. */
 void state_folder(qw_state_id parent, char out[4]);
-/* "abc/PARENT-ID-N.kv" or ".st". */
+/* "abc/PARENT-ID-N.kv" or ".st"; "abc/ID.an". */
 void state_name_of(const state_name *n, char out[STATE_NAME_MAX]);
 /* Of the part behind the '/'. False: no name of ours. */
 bool state_name_parse(const char *text, state_name *out);
@@ -50,6 +53,15 @@ static inline bool state_id_equal(qw_state_id a, qw_state_id b)
 {
     return a.w[0] == b.w[0] && a.w[1] == b.w[1];
 }
+
+/* The whole path. */
+const char *state_path(const qw_state_files *s, const state_name *n, char out[PATH_MAX]);
+/* Makes the folder that what follows a past is in. */
+qw_status state_make_folder(const qw_state_files *s, qw_state_id parent, qw_err *err) QW_MUST_CHECK;
+/* QW_E_LIMIT: the limits do not allow so many bytes more. */
+qw_status state_check_room(const qw_state_files *s, size_t bytes, qw_err *err) QW_MUST_CHECK;
+/* Of a file that cannot be what its name says. */
+void state_remove_damaged(qw_state_files *s, const char *path);
 
 /* Bytes of a file and of what it holds. */
 size_t state_data_bytes(const qw_state_files *s, bool snapshot);
@@ -60,6 +72,11 @@ typedef enum state_read {
     STATE_MISSING,
     STATE_DAMAGED
 } state_read;
+
+/* The descriptor of a regular file, its bytes and its last use; or -1 with the reason. */
+int state_open(const char *path, size_t *bytes, int64_t *used_s, state_read *why);
+/* False: the file ends, or the disk fails. */
+bool state_read_all(int fd, void *data, size_t n, size_t offset);
 
 /* Reads and checks a file that should hold this piece. *used_s: its last use, once it is open. */
 state_read state_file_load(const qw_state_files *s, const char *path, const qw_state_piece *p, qw_state_id id, void *data,

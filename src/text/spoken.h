@@ -65,6 +65,11 @@ void qw_spoken_event(qw_spoken *s, const qw_parse_event *ev, bool in_thinking);
 void qw_spoken_finish(qw_spoken *s, bool in_thinking);
 size_t qw_spoken_bytes(const qw_spoken *s); /* of memory */
 
+/* Adds a finished answer, not a lost one, to out; and makes one of such bytes, which may be damaged: QW_E_FORMAT says where.
+ * n_vocab: ids are below it. */
+qw_status qw_spoken_pack(const qw_spoken *s, qw_buf *out, qw_err *err) QW_MUST_CHECK;
+qw_status qw_spoken_unpack(qw_text bytes, size_t n_vocab, qw_spoken **out, qw_err *err) QW_MUST_CHECK;
+
 static inline qw_text qw_spoken_slice(const qw_buf *b)
 {
     return (qw_text){qw_buf_str(b), b->n};

@@ -13,12 +13,15 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 import openai
 import pexpect
 
 import script_model
 from service import TIMEOUT_S, Service, Suite
+
+SAVED_S = 4  # by then all that was computed is on disk: docs/engine-state.md
 
 THOUGHT = "Let me look. The place is Rome,\n\nthe days are two."
 SAID = "I will ask about 北京."
@@ -202,6 +205,29 @@ def test_memory(s, chat):
                       result(second.choices[0].message.model_dump())], tools=TOOLS, max_tokens=1)
     s.equal(third.usage.prompt_tokens_details.cached_tokens,
             second.usage.prompt_tokens + second.usage.completion_tokens - 1, "and of two answers")
+
+
+def test_restarts(s, qw, model):
+    """A conversation that begins with calls goes on where it was, in the service's next life and after SIGKILL."""
+    service = Service(qw, model)
+    talk, known = [{"role": "user", "content": "What is the weather there?"}], 0
+    for turn in range(6):
+        usage = (r := Chat(service).ask(talk, tools=TOOLS)).usage
+        # The last word of the result may be one token with what follows.
+        s.check(known <= usage.prompt_tokens_details.cached_tokens, f"cached after a restart, turn {turn}", (usage, known))
+        known = usage.prompt_tokens + usage.completion_tokens - 1
+        message = r.choices[0].message.model_dump(exclude_none=True)
+        talk += [message, {"role": "tool", "tool_call_id": message["tool_calls"][0]["id"], "content": f"{turn} degrees"}]
+        if turn == 3:  # clients that keep neither ids nor thinking
+            message["tool_calls"][0]["id"] = talk[-1]["tool_call_id"] = "mine"
+            message.pop("reasoning", None), message.pop("reasoning_content", None)
+        if turn % 2:
+            time.sleep(SAVED_S)
+            service.kill()
+        else:
+            s.equal(service.stop(), 0, "exit code before a restart")
+        service = Service(qw, model, home=service.home)
+    service.stop()
 
 
 def test_budget(s, chat):
@@ -406,6 +432,7 @@ def main():
             if name == "qwen3":
                 s.run(test_logprobs, chat, SCRIPTS[name][1])
             s.equal(service.stop(), 0, f"exit code of the service, {name}")
+        s.run(test_restarts, args.qw, path("qwen3"))
         program = Program(args.qw, folder)
         for test in (test_pipe, test_run_terminal, test_chat_terminal):
             s.run(test, program, path)

@@ -14,10 +14,10 @@ TIMEOUT_S = 120  # nothing here takes that long; a hang becomes a failure
 
 
 class Service:
-    """The program on a free port; ended by its own process id."""
+    """The program on a free port; ended by its own process id. home: of a service that was before, to find what that left."""
 
-    def __init__(self, qw, model, *more):
-        self.home = tempfile.TemporaryDirectory(prefix="qw-serve-")
+    def __init__(self, qw, model, *more, home=None):
+        self.home = home or tempfile.TemporaryDirectory(prefix="qw-serve-")
         env = {"PATH": os.environ["PATH"], "HOME": self.home.name, "QW_HOME": os.path.join(self.home.name, "qw"),
                "LANG": "C.UTF-8"}
         env.update({k: v for k, v in os.environ.items() if k.endswith("SAN_OPTIONS") or k == "LD_LIBRARY_PATH"})
@@ -49,6 +49,12 @@ class Service:
         code = self.process.wait(TIMEOUT_S)
         self.process.stdout.close()
         return code
+
+    def kill(self):
+        """SIGKILL."""
+        self.signal(signal.SIGKILL)
+        self.process.wait(TIMEOUT_S)
+        self.process.stdout.close()
 
     def connect(self, receive_bytes=None):
         s = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)

@@ -274,7 +274,8 @@ static void test_names(void **state)
     static const char *const bad[] = {
         "", "key", ID_1, ID_1 "-" ID_2, ID_1 "-" ID_2 "-0.kv", ID_1 "-" ID_2 "-65.kv", ID_1 "-" ID_2 "-05.kv",
         ID_1 "-" ID_2 "-100.kv", ID_1 "-" ID_2 "-.kv", ID_1 "-" ID_2 "-5.kw", ID_1 "-" ID_2 "-5.kv2", ID_1 "-" ID_2 "-5",
-        ID_1 "-" ID_2 "-5.kv.tmp", "0" ID_1 "-" ID_2 "-5.kv", ID_1 "_" ID_2 "-5.kv", ID_1 "-0" ID_2 "-5.kv",
+        ID_1 "-" ID_2 "-5.kv.tmp", ID_1 "-" ID_2 "-5.an", ID_1 "-" ID_2 ".an", ID_1 "-.an", ID_1 ".ans", ID_1 ".kv", ".an",
+         "0" ID_1 "-" ID_2 "-5.kv", ID_1 "_" ID_2 "-5.kv", ID_1 "-0" ID_2 "-5.kv",
         "0123456789ABCDEF0123456789abcdef-" ID_2 "-5.kv"};
     state_name n;
     char text[STATE_NAME_MAX];
@@ -286,6 +287,11 @@ static void test_names(void **state)
     assert_string_equal(text, "012/" ID_1 "-" ID_2 "-64.kv");
     assert_true(state_name_parse(ID_1 "-" ID_2 "-1.st.tmp-12-3456789a", &n));
     assert_true(n.n_tokens == 1 && n.snapshot && n.unfinished && n.id.w[1] == 0xfedcba9876543210);
+    assert_true(state_name_parse(ID_2 ".an", &n));
+    assert_true(n.answer && !n.snapshot && !n.unfinished && n.parent.w[0] == 0xfedcba9876543210 && n.n_tokens == 0);
+    state_name_of(&n, text);
+    assert_string_equal(text, "fed/" ID_2 ".an");
+    assert_true(state_name_parse(ID_2 ".an.tmp-12-3456789a", &n) && n.answer && n.unfinished);
 }
 
 /* ---- round trip ----------------------------------------------------------------------------------- */

@@ -128,14 +128,15 @@ void qw_cli_catch_interrupt(bool once)
 {
     struct sigaction sa = {.sa_handler = on_interrupt};
     sigemptyset(&sa.sa_mask);
-    if (once) sa.sa_flags = (int)SA_RESETHAND; /* no SA_RESTART: a blocking read must notice */
+    /* At the end a read that waits has to notice. Where the command goes on no write may: stdout would stay failed. */
+    sa.sa_flags = once ? (int)SA_RESETHAND : SA_RESTART;
     sigaction(SIGINT, &sa, NULL);
 }
 
 void qw_cli_next_event(qw_engine *engine, uint64_t id, qw_event *ev)
 {
     for (;;) {
-        /* The signal may reach any thread, so the wait is cut into short pieces instead of relying on EINTR. */
+        /* The wait for an event goes on after a signal, so it is cut into short pieces. */
         if (qw_cli_interrupted || qw_cli_output_failed()) qw_cancel(engine, id);
         if (qw_poll(engine, 50, ev) && ev->request == id) return;
     }

@@ -265,7 +265,8 @@ void qw_cli_print_notes(const char *notes);
 
 /* Set by Ctrl-C once qw_cli_catch_interrupt() was called; the caller resets it. */
 extern volatile sig_atomic_t qw_cli_interrupted;
-/* once: a second Ctrl-C ends the program. */
+/* once: Ctrl-C ends the command: reads that wait fail with EINTR, and a second one ends the program at once. Otherwise
+ * the command decides, and no read or write fails because of Ctrl-C. */
 void qw_cli_catch_interrupt(bool once);
 
 /* Takes the next event of `id`, and cancels it when Ctrl-C was pressed or standard output closed. */

@@ -368,7 +368,7 @@ static int run_chat(const qw_cli_model *m, const qw_cli_sampling *sampling, cons
     if (rc == 0) {
         const char *fault = qw_cli_thinking_fault(s->model, s->chat.thinking);
         if (fault != NULL) qw_session_note(s, "%s", fault);
-        qw_cli_catch_interrupt(false);
+        qw_cli_catch_interrupt(!c.input_is_terminal);
         rc = c.input_is_terminal ? chat_terminal(&c) : chat_pipe(&c);
     }
     qw_session_free(s);

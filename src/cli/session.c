@@ -288,7 +288,6 @@ static qw_session_result ask(qw_session *s)
     uint64_t id = 0;
     qw_event ev;
     qw_err err;
-    qw_cli_interrupted = 0;
     if (submit(s, &id, &err) != QW_OK) {
         pop(s);
         qw_cli_error(&err);

@@ -349,7 +349,7 @@ class Chat:
     def __init__(self, s, *args, n="8", cols=80, env=None):
         self.s = s
         self.p = pexpect.spawn(s.qw, ["chat", "-m", s.model, "-n", n, *args], env={**s.env, **(env or {})}, cwd=s.dir,
-                               encoding="utf-8", dimensions=(24, cols), timeout=120)
+                               encoding="utf-8", codec_errors="replace", dimensions=(24, cols), timeout=120)
         self.greeting = self.until_prompt()
 
     def until_prompt(self):
@@ -367,6 +367,20 @@ class Chat:
         """Sends a message and waits for the first character of the answer."""
         self.p.send(text + "\r")
         self.p.expect(r"\x1b\[\?2004l[\s\S]")
+
+    def interrupt(self):
+        """Ctrl-C, and everything up to the next prompt. A tiny model may have filled its context and shown one before;
+        and what waits to be read is dropped by the terminal, be it in the middle of a character."""
+        self.p.sendintr()
+        self.p.send("/next\r")
+        self.p.expect_exact("unknown command /next")
+        return self.p.before + self.until_prompt()
+
+    def hold(self):
+        """Stops the terminal (Ctrl-S) until nothing more comes: a program in the middle of an answer waits in a write."""
+        self.p.send("\x13")
+        while self.p.expect([r"[\s\S]", pexpect.TIMEOUT], timeout=0.5) == 0:
+            pass
 
     def talk(self):
         """The conversation so far, as /save writes it."""
@@ -544,8 +558,7 @@ def test_terminal_save(s):
 def test_terminal_interrupt(s):
     c = Chat(s, "--ignore-eos", n="0")
     c.begin("slow answer please")
-    c.p.sendintr()
-    out = c.until_prompt()
+    out = c.interrupt()
     if s.fake:
         s.check("(stopped)" in out and "word1999" not in out, "Ctrl-C stops the answer", out)
         talk = c.talk()
@@ -557,13 +570,40 @@ def test_terminal_interrupt(s):
     if s.fake:
         s.check("ou said: another" in (out := c.until_prompt()), "it answers again", out)
     else:
-        c.p.sendintr()
-        c.until_prompt()
+        c.interrupt()
         s.equal(c.said(), ["another"], "it answers again")
     for _ in range(3):
         c.p.sendintr()
         c.until_prompt()
     s.equal(c.close(), 0, "exit code after Ctrl-C")
+
+
+def test_terminal_interrupt_in_write(s):
+    if not s.fake:
+        return
+    c = Chat(s, "--ignore-eos", n="0")
+    c.begin("slow answer please")
+    c.hold()
+    c.p.sendintr()
+    s.check("(stopped)" in (out := c.until_prompt()), "Ctrl-C in a write stops the answer", out)
+    s.check(c.talk()[1]["content"].startswith("word0"), "the chat goes on")
+    s.equal(c.close(), 0, "exit code after Ctrl-C in a write")
+
+
+def test_terminal_interrupt_before_answer(s):
+    c = Chat(s, "--ignore-eos", n="0")
+    path = os.path.join(s.home, "history")
+    if os.path.exists(path):
+        os.remove(path)
+    os.mkfifo(path)  # the message is taken, and the program waits for a reader before it asks
+    c.p.send("slow answer please\r")
+    c.p.expect_exact("\x1b[?2004l")
+    os.kill(c.p.pid, signal.SIGINT)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    os.remove(path)
+    s.check("(stopped)" in (out := c.until_prompt()), "Ctrl-C before the answer stops it", out)
+    s.equal(c.close(), 0, "exit code after Ctrl-C before the answer")
+    os.close(fd)
 
 
 def test_terminal_odd(s):
@@ -694,7 +734,8 @@ TESTS = [test_help, test_usage_errors, test_no_model, test_tokenize, test_run, t
          test_bench, test_bench_profile, test_eval, test_chat_pipe, test_closed_output, test_interrupt_run,
          test_terminal_basics, test_terminal_editing,
          test_terminal_multiline, test_terminal_paste, test_terminal_history, test_terminal_save,
-         test_terminal_interrupt, test_terminal_odd, test_first_run]
+         test_terminal_interrupt, test_terminal_interrupt_in_write, test_terminal_interrupt_before_answer,
+         test_terminal_odd, test_first_run]
 
 
 def main():

@@ -12,7 +12,6 @@
 #include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -20,6 +19,7 @@
 #include <unistd.h>
 
 #include "base/mem.h"
+#include "base/thread.h"
 
 enum {
     THREADS_MAX = 1024,
@@ -137,21 +137,13 @@ qw_status qw_pool_create(int n_threads, qw_pool **out, qw_err *err)
     p->n_threads = n_threads;
     QW_TRY_GOTO(qw_alloc(&p->workers, (size_t)n_threads, sizeof *p->workers, "the thread pool", err));
 
-    /* Signals go to the program's own threads, except those a worker's own instruction raises: a fault
-     * in a mapped file must reach its handler. */
-    sigset_t block, old;
-    sigfillset(&block);
-    static const int own[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
-    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) sigdelset(&block, own[i]);
-    pthread_sigmask(SIG_SETMASK, &block, &old);
     int rc = 0;
     for (int i = 1; i < n_threads && rc == 0; i++) {
         struct worker *w = &p->workers[i];
         *w = (struct worker){.pool = p, .index = i};
-        rc = pthread_create(&w->thread, NULL, worker_main, w);
+        rc = qw_thread_create(&w->thread, worker_main, w);
         if (rc == 0) p->n_started++;
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (rc != 0) {
         errno = rc;
         status = qw_fail_errno(err, "thread %d of %d cannot be started", p->n_started + 2, n_threads);

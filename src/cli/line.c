@@ -80,6 +80,17 @@ static void suspend(qw_line *line)
 
 /* ---- characters ------------------------------------------------------------------------------- */
 
+/* Ctrl-C that ppoll() left waiting because there was something to read. It goes first: the terminal dropped what was
+ * typed before it. */
+static bool take_waiting_interrupt(void)
+{
+    const struct timespec at_once = {0};
+    sigset_t interrupt;
+    sigemptyset(&interrupt);
+    sigaddset(&interrupt, SIGINT);
+    return sigtimedwait(&interrupt, NULL, &at_once) == SIGINT;
+}
+
 static int wait_readable(qw_line *line, int timeout_ms)
 {
     struct pollfd fd = {.fd = STDIN_FILENO, .events = POLLIN};
@@ -93,8 +104,12 @@ static int wait_readable(qw_line *line, int timeout_ms)
             el_set(line->el, EL_REFRESH);
         }
         int n = ppoll(&fd, 1, timeout_ms < 0 ? NULL : &limit, &line->unblocked);
-        if (n >= 0) return n;
-        if (errno != EINTR) return -1;
+        if (n > 0 && take_waiting_interrupt())
+            qw_cli_interrupted = 1;
+        else if (n >= 0)
+            return n;
+        else if (errno != EINTR)
+            return -1;
     }
 }
 
@@ -227,7 +242,8 @@ static int get_char(EditLine *el, wchar_t *out)
 {
     qw_line *line = NULL;
     el_get(el, EL_CLIENTDATA, &line);
-    int got = decode_char(line, out);
+    /* In the middle of a key libedit takes the newline for a part of it, and asks again. */
+    int got = line->interrupted ? READ_INTERRUPTED : decode_char(line, out);
     if (got == READ_INTERRUPTED || (got == 1 && *out == 3)) {
         qw_cli_interrupted = 0;
         line->interrupted = true;

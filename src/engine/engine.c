@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/thread.h"
 #include "engine/dial.h"
 #include "engine/draft_small.h"
 #include "engine/guesser.h"
@@ -453,7 +454,7 @@ qw_status qw_engine_create(qw_model *model, const qw_engine_options *o, qw_engin
     e->events.wake = wake;
     e->events.wake_ctx = e;
     QW_TRY_GOTO(create_compute(e, o, &plan, err));
-    if (pthread_create(&e->thread, NULL, engine_main, e) != 0) {
+    if (qw_thread_create(&e->thread, engine_main, e) != 0) {
         status = qw_fail(err, QW_E_MEMORY, "cannot start the engine thread");
         goto fail;
     }

@@ -8,12 +8,12 @@
 
 #include <errno.h>
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/clock.h"
 #include "base/mem.h"
+#include "base/thread.h"
 
 enum { LOOK_AGAIN_US = 600000000 }; /* whether a trim is due, while nothing else happens */
 
@@ -415,18 +415,11 @@ static void *thread_main(void *arg)
     return NULL;
 }
 
-/* Signals go to the program's own threads, except those that a thread's own instruction raises. */
 static int start_threads(qw_state_io *io)
 {
-    static const int own[] = {SIGBUS, SIGSEGV, SIGFPE, SIGILL, SIGTRAP, SIGSYS, SIGABRT};
-    sigset_t block, old;
     int rc = 0;
-    sigfillset(&block);
-    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++) sigdelset(&block, own[i]);
-    pthread_sigmask(SIG_SETMASK, &block, &old);
     for (; io->n_threads < io->o.n_threads && rc == 0; io->n_threads += rc == 0)
-        rc = pthread_create(&io->threads[io->n_threads], NULL, thread_main, io);
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
+        rc = qw_thread_create(&io->threads[io->n_threads], thread_main, io);
     return rc;
 }
 

@@ -606,6 +606,23 @@ def test_terminal_interrupt_before_answer(s):
     os.close(fd)
 
 
+def test_terminal_interrupt_editing(s):
+    c = Chat(s)
+    for keys in ("\x1b", "\x16"):  # what begins a key, and what quotes one
+        c.p.send(keys)
+        time.sleep(0.2)  # nothing is shown of them
+        c.p.send("\x03")
+        c.until_prompt()
+        s.check("no answer yet" in (out := c.ask("/stats")), f"Ctrl-C after {keys!r} clears the line", out)
+    for _ in range(5):
+        c.p.send("dropped")
+        c.p.expect_exact("dropped")
+        c.p.send("\x03/stats\r")
+        c.until_prompt()
+        s.check("no answer yet" in (out := c.until_prompt()), "keys right behind Ctrl-C are kept", out)
+    s.equal(c.close(), 0, "exit code after Ctrl-C while editing")
+
+
 def test_terminal_odd(s):
     for env in ({"TERM": "dumb"}, {"TERM": "no-such-terminal"}, {"LANG": "C"}, {"LC_ALL": "C"}):
         name = " ".join(f"{k}={v}" for k, v in env.items())
@@ -735,7 +752,7 @@ TESTS = [test_help, test_usage_errors, test_no_model, test_tokenize, test_run, t
          test_terminal_basics, test_terminal_editing,
          test_terminal_multiline, test_terminal_paste, test_terminal_history, test_terminal_save,
          test_terminal_interrupt, test_terminal_interrupt_in_write, test_terminal_interrupt_before_answer,
-         test_terminal_odd, test_first_run]
+         test_terminal_interrupt_editing, test_terminal_odd, test_first_run]
 
 
 def main():

@@ -36,7 +36,8 @@ enum {
     GAIN_STEPS = 16,        /* what another model could gain is known of so many last ones; */
     ANSWER_STEPS = 96,      /* so many more are expected of an answer */
     CREDIT_BEGIN = 12,      /* passes: for so long the other model may compute in advance, */
-    CREDIT_MAX = 128        /* and with all that it has brought, for so long */
+    CREDIT_MAX = 128,       /* and with all that it has brought, for so long */
+    ACCIDENT = 3            /* times what was expected */
 };
 
 static const double gain_min = 0.02; /* tokens that a draft must promise beyond what it costs, which is not known better */
@@ -316,11 +317,15 @@ static double model_gain_us(const qw_draft *d, const qw_draft_ask *ask, uint32_t
     return gain_us;
 }
 
-/* The first measurement takes the place of the guess, later ones weigh less. */
-static void measure_model(double *us, uint32_t *n, double measured)
+/* What n tokens of the other model took, beside what one was thought to take. The first measurement takes the place of the
+ * guess, later ones weigh less. Much more than was thought is an accident, weights that came from the disk for example: it
+ * counts as at most so much, here and for the credit, or one would switch the model off for good. */
+static double measure_model(double *us, uint32_t *n_seen, double took_us, uint32_t n)
 {
-    double weight = ++*n < 10 ? 1.0 / *n : 0.1;
-    *us += weight * (measured - *us);
+    double most = ACCIDENT * n * *us, weight = ++*n_seen < 10 ? 1.0 / *n_seen : 0.1;
+    if (took_us > most) took_us = most;
+    *us += weight * (took_us / n - *us);
+    return took_us;
 }
 
 /* The other model's time has to come back: what it brings goes to its credit, what it takes goes from it. */
@@ -349,7 +354,7 @@ static uint32_t tokens_to_ask(qw_draft *d, const qw_draft_ask *ask, uint32_t n_m
     return d->n_tries > 0 ? 1 : 0;
 }
 
-/* Asks the other model if that pays. *us: what it took. */
+/* Asks the other model if that pays. *us: what it took, as far as that counts. */
 static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, double rate, double *us)
 {
     qw_drafts *all = d->all;
@@ -368,10 +373,10 @@ static void ask_model(qw_draft *d, const qw_draft_ask *ask, uint32_t n_max, doub
     if (d->n_model > 0) {
         all->n_idle = 0;
         d->n_tries -= d->n_tries > 0;
-        measure_model(&all->model_us, &all->n_model_us, *us / d->n_model);
+        *us = measure_model(&all->model_us, &all->n_model_us, *us, d->n_model);
     } else if (n_lacking > 0) {
         uint32_t n_left = m->lacks(m->ctx, d->user, d->tokens, d->n);
-        if (n_left < n_lacking) measure_model(&all->lacking_us, &all->n_lacking_us, *us / (n_lacking - n_left));
+        if (n_left < n_lacking) *us = measure_model(&all->lacking_us, &all->n_lacking_us, *us, n_lacking - n_left);
     }
 }
 

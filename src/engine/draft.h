@@ -51,7 +51,7 @@ typedef struct qw_draft_model {
     /* How many tokens it has to compute before it can say something, should that be more than a few: it does so in pieces, one
      * each time that it is asked. NULL: never any. */
     uint32_t (*lacks)(void *ctx, void *user, const int32_t *tokens, uint32_t n_tokens);
-    double us_per_token, us_per_lacking; /* guesses, until they were measured */
+    double us_per_token, us_per_lacking; /* above 0 where there are any: guesses, until they were measured */
     int64_t (*clock_us)(void *ctx);
 } qw_draft_model;
 

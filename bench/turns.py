@@ -6,7 +6,8 @@ Use:   bench/turns.py --model NAME|FILE.gguf [--qw build/qw] [--llama-server PAT
 
 A conversation with a long system prompt goes on for so many turns, each sent as the whole history, as clients do. On the
 way the client edits its last message, asks for an answer again, sends a short request of its own between two turns (what
-chat pages do to find a title), and the server is restarted, once in good order and once by SIGKILL. For each turn:
+chat pages do to find a title), and the server is restarted, in good order and by SIGKILL; once the first thing after that is an
+edit. For each turn:
 
   tokens     of the prompt
   added      of them beyond the last prompt and its answer
@@ -75,7 +76,7 @@ def ask(server, messages, n_tokens):
 def plan(turns):
     """What happens before or in a turn, by its number."""
     return {turns // 4: "edit", turns // 4 + 2: "again", turns // 2: "restart", turns // 2 + 2: "side request",
-            3 * turns // 4: "kill -9", 3 * turns // 4 + 2: "edit"}
+            3 * turns // 4: "kill -9", 3 * turns // 4 + 2: "restart, edit"}
 
 
 def converse(server, options):
@@ -84,7 +85,8 @@ def converse(server, options):
     history, rows, before = [system], [], None
     for turn in range(1, options.turns + 1):
         action = plan(options.turns).get(turn, "")
-        if action == "restart":
+        edits = action.endswith("edit")
+        if action.startswith("restart"):
             server.stop()
             server.start()
         elif action == "kill -9":
@@ -93,12 +95,12 @@ def converse(server, options):
             server.start()
         elif action == "side request":
             ask(server, [{"role": "user", "content": "Find a title of three words for a talk about a library."}], 8)
-        if action == "edit" and len(history) > 3:
+        if edits and len(history) > 3:
             history = history[:-2]  # the last question and its answer go
         if action == "again" and len(history) > 2:
             history = history[:-1]  # the answer goes, the question stays
         else:
-            history.append({"role": "user", "content": f"Question {turn}{' again' if action == 'edit' else ''}: where do I bring "
+            history.append({"role": "user", "content": f"Question {turn}{' again' if edits else ''}: where do I bring "
                             f"the {['maps', 'novels', 'letters'][turn % 3]} from shelf {turn * 13 % 97}?"})
         text, n, computed, known, n_answer, first = ask(server, history, options.answer_tokens)
         rows.append({"turn": turn, "action": action, "tokens": n, "computed": computed, "first_s": first,
@@ -113,10 +115,10 @@ def judge(rows, message_tokens):
     """Sentences about turns in which qw computed more than it promises."""
     faults, dearest = [], 0
     for r in rows[1:]:
-        over = r["computed"] - max(r["added"], 1)
+        new = r["tokens"] - r["known"]
+        over = r["computed"] - max(min(new, r["added"]), 1)
         if r["action"] in ("", "side request"):
-            changed = r["tokens"] - r["known"] > r["added"]  # by the template, behind what was added
-            most = message_tokens if changed else 0
+            most = message_tokens if new > r["added"] else 0  # the template changed what is behind
             dearest = max(dearest, over)
         elif r["action"] in ("restart", "kill -9"):
             most = dearest  # what other turns cost

@@ -327,17 +327,22 @@ def test_users(s):
 
 
 def test_turns(s):
-    s.equal(turns_tool.plan(20), {5: "edit", 7: "again", 10: "restart", 12: "side request", 15: "kill -9", 17: "edit"},
+    s.equal(turns_tool.plan(20), {5: "edit", 7: "again", 10: "restart", 12: "side request", 15: "kill -9",
+                                   17: "restart, edit"},
             "what happens on the way")
 
     def row(computed, action="", tokens=130, known=100, added=30):
         return {"turn": 2, "action": action, "tokens": tokens, "known": known, "added": added, "computed": computed}
 
     first = row(3000)
-    for good in (row(30), row(160, "edit"), row(1, known=130), row(200, known=70)):
+    for good in (row(30), row(160, "edit"), row(1, known=130), row(190, known=70), row(30, "restart"), row(160, "restart, edit")):
         s.equal(turns_tool.judge([first, good], 160), [], f"kept: {good}")
-    for bad in (row(31), row(161, "again"), row(2, known=130), row(221, known=70)):
+    for bad in (row(31), row(161, "again"), row(2, known=130), row(191, known=70), row(31, "restart"), row(161, "restart, edit"),
+                row(60, "kill -9", known=70)):  # what qw forgot and calls new
         s.equal(len(turns_tool.judge([first, bad], 160)), 1, f"broken: {bad}")
+    changed = row(80, known=70)
+    s.equal(turns_tool.judge([first, changed, row(80, "restart", known=70)], 160), [], "a restart costs what other turns cost")
+    s.equal(len(turns_tool.judge([first, changed, row(81, "restart", known=70)], 160)), 1, "and not more")
 
 
 # ---- guesses ----------------------------------------------------------------------------------------

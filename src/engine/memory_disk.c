@@ -3,10 +3,8 @@
  * What is saved, once under each key: the answer's place and id, 8 bytes each, and the answer itself (text/spoken_packed.c).
  * Which key it was found by does not matter then; it has all of them again.
  */
-#include <stdlib.h>
 #include <string.h>
 
-#include "base/mem.h"
 #include "engine/memory_private.h"
 
 typedef struct saved_head {

@@ -33,7 +33,7 @@ typedef struct memory_disk {
     size_t n_vocab;
 } memory_disk;
 
-/* What an answer is found by: by number, until the kind is 0. Borrows from the answer and from id. */
+/* What an answer is found by: i is below memory_n_keys. Borrows from the answer and from id, which is filled. */
 qw_state_answer_key memory_key(const qw_memory_answer *a, size_t i, char id[QW_CALL_ID_BYTES]);
 size_t memory_n_keys(const qw_memory_answer *a);
 

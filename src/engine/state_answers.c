@@ -5,8 +5,6 @@
  * A file is small and is written and read in one go: a header, the answer's bytes, and the sum of all before it in the last 8
  * bytes. Other than pieces of computed state, which never change, an answer takes the place of an older one.
  */
-#include <fcntl.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>

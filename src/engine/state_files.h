@@ -3,9 +3,10 @@
  *
  * A past has an id, a keyed hash of the id of the past before it and of the tokens between: whoever has a past's id and
  * knows which tokens follow knows the names of the files. So nothing is loaded at the start, and processes share a store
- * without locks: a file appears whole under its name and is never changed. What is read is checked against everything that
- * is known about it, and by sums; what does not fit is as if it were not there, is counted, and is removed. Files are kept
- * within limits of bytes and age, and those go first that were not used for the longest time.
+ * without locks: a file appears whole under its name and is never changed; a newer answer takes the place of an older one as a
+ * whole. What is read is checked against everything that is known about it, and by sums; what does not fit is as if it were
+ * not there, is counted, and is removed. Files are kept within limits of bytes and age, and those go first that were not used
+ * for the longest time.
  * The formats of files are state_format.c's and state_answers.c's. Any thread.
  */
 #ifndef QW_ENGINE_STATE_FILES_H

@@ -11,7 +11,6 @@
  */
 #include "text/spoken.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #include "base/cursor.h"

@@ -21,8 +21,6 @@ import pexpect
 import script_model
 from service import TIMEOUT_S, Service, Suite
 
-SAVED_S = 4  # by then all that was computed is on disk: docs/engine-state.md
-
 THOUGHT = "Let me look. The place is Rome,\n\nthe days are two."
 SAID = "I will ask about 北京."
 CALLS = [("weather", '{"place": "Rom", "days": 2}'), ("clock", "{}")]
@@ -221,7 +219,11 @@ def test_restarts(s, qw, model):
             message["tool_calls"][0]["id"] = talk[-1]["tool_call_id"] = "mine"
             message.pop("reasoning", None), message.pop("reasoning_content", None)
         if turn % 2:
-            time.sleep(SAVED_S)
+            # An answer is saved by its place and its calls, and once by its words, which are always the same.
+            all_of_it, end = (known, (turn + 1) * (1 + len(CALLS)) + 1), time.monotonic() + TIMEOUT_S
+            while service.saved() != all_of_it and time.monotonic() < end:
+                time.sleep(0.1)
+            s.equal(service.saved(), all_of_it, f"on disk before SIGKILL, turn {turn}")
             service.kill()
         else:
             s.equal(service.stop(), 0, "exit code before a restart")

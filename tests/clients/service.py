@@ -56,6 +56,16 @@ class Service:
         self.process.wait(TIMEOUT_S)
         self.process.stdout.close()
 
+    def saved(self):
+        """(tokens, answers) on disk: of its only conversation, whose pages follow one another (docs/engine-state.md)."""
+        pages, n_answers = {}, 0
+        for _, _, names in os.walk(os.path.join(self.home.name, "qw", "cache", "state")):
+            for name in names:
+                n_answers += name.endswith(".an")
+                if page := re.fullmatch(r"(\w{32})-\w{32}-(\d+)\.kv", name):
+                    pages[page[1]] = max(int(page[2]), pages.get(page[1], 0))
+        return sum(pages.values()), n_answers
+
     def connect(self, receive_bytes=None):
         s = socket.socket(socket.AF_INET6 if ":" in self.host else socket.AF_INET)
         if receive_bytes:

@@ -293,6 +293,40 @@ static inline void expect_continued(talk *t, const char *what)
     qw_tokens_free(&ids);
 }
 
+/* ---- any turns ------------------------------------------------------------------------------------ */
+
+typedef struct talk_case {
+    qw_chat_format format;
+    qw_chat_options options;
+    bool asks; /* the user asks again: only formats that show all then still begin with it */
+} talk_case;
+
+/* Tool loops show their thinking, formats without thinking and those that keep it show everything. */
+static const talk_case talk_cases[] = {
+    {QW_CHAT_QWEN25, {0}, true},
+    {QW_CHAT_QWEN3_INSTRUCT, {0}, true},
+    {QW_CHAT_QWEN3_CODER, {0}, true},
+    {QW_CHAT_QWEN3, {0}, false},
+    {QW_CHAT_QWEN3_THINKING, {0}, false},
+    {QW_CHAT_QWEN35, {0}, false},
+    {QW_CHAT_QWEN35, {.thinking = QW_SWITCH_OFF}, false},
+    {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, true},
+    {QW_CHAT_QWEN38, {0}, true},
+    {QW_CHAT_QWEN38_MAX, {0}, true},
+};
+enum { N_TALK_CASES = sizeof talk_cases / sizeof *talk_cases };
+
+/* An answer, from a client that may drop the thinking or name calls itself, and the message after it. */
+static inline void random_turn(talk *t, bool asks)
+{
+    begin_prompt(t);
+    bool calls = !asks || below(2);
+    kept *k = random_answer(t, calls);
+    if (below(2)) t->messages[t->n - 1].reasoning = (qw_text){0};
+    if (below(2)) k->calls[0].id = NULL;
+    add_message(t, calls ? "tool" : "user", "\n42");
+}
+
 /* ---- memories ------------------------------------------------------------------------------------- */
 
 static inline qw_memory *open_memory(size_t bytes)

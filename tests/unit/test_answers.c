@@ -260,31 +260,18 @@ static void test_packed(void **state)
 /* As test_memory's turns; the process begins again when it likes to. */
 static void test_restarts(void **state)
 {
-    static const struct {
-        qw_chat_format format;
-        qw_chat_options options;
-        bool asks; /* the user asks again: only formats that show all then still begin with it */
-    } cases[] = {
-        {QW_CHAT_QWEN25, {0}, true},  {QW_CHAT_QWEN3, {0}, false}, {QW_CHAT_QWEN35, {0}, false},
-        {QW_CHAT_QWEN38, {0}, true},  {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, true},
-    };
-    enum { ROUNDS = 50 };
+    enum { ROUNDS = 60 };
     uint64_t n_loaded = 0;
     (void)state;
     for (uint32_t round = 0; round < ROUNDS; round++) {
-        size_t c = round % COUNT(cases);
+        const talk_case *c = &talk_cases[round % N_TALK_CASES];
         disk d = new_disk();
-        talk *t = talk_open(cases[c].format, memory_on(&d, QW_MEMORY_BYTES_MAX), "me");
-        t->options = cases[c].options;
+        talk *t = talk_open(c->format, memory_on(&d, QW_MEMORY_BYTES_MAX), "me");
+        t->options = c->options;
         random_state = SEED + round;
         add_message(t, "user", "hello hello");
         for (int turn = 0; turn < 5; turn++) {
-            begin_prompt(t);
-            bool calls = !cases[c].asks || below(2);
-            kept *k = random_answer(t, calls);
-            if (below(2)) t->messages[t->n - 1].reasoning = (qw_text){0};
-            if (below(2)) k->calls[0].id = NULL;
-            add_message(t, calls ? "tool" : "user", "\n42");
+            random_turn(t, c->asks);
             if (below(2)) restart(t, &d, QW_MEMORY_BYTES_MAX);
             expect_continued(t, "round");
             n_loaded += counts_of(t->memory).loaded;

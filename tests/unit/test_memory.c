@@ -45,39 +45,18 @@ static void expect_text(talk *t)
 
 /* ---- tests ---------------------------------------------------------------------------------------- */
 
-/* Tool loops show their thinking, formats without thinking and those that keep it show everything. */
+/* The next prompt begins with all that was said. */
 static void test_turns(void **state)
 {
-    static const struct {
-        qw_chat_format format;
-        qw_chat_options options;
-        bool asks; /* the user asks again: only formats that show all then still begin with it */
-    } cases[] = {
-        {QW_CHAT_QWEN25, {0}, true},
-        {QW_CHAT_QWEN3_INSTRUCT, {0}, true},
-        {QW_CHAT_QWEN3_CODER, {0}, true},
-        {QW_CHAT_QWEN3, {0}, false},
-        {QW_CHAT_QWEN3_THINKING, {0}, false},
-        {QW_CHAT_QWEN35, {0}, false},
-        {QW_CHAT_QWEN35, {.thinking = QW_SWITCH_OFF}, false},
-        {QW_CHAT_QWEN36, {.preserve_thinking = QW_SWITCH_ON}, true},
-        {QW_CHAT_QWEN38, {0}, true},
-        {QW_CHAT_QWEN38_MAX, {0}, true},
-    };
     (void)state;
     for (uint32_t round = 0; round < ROUNDS; round++) {
-        size_t c = round % (sizeof cases / sizeof *cases);
-        talk *t = talk_open(cases[c].format, open_memory(QW_MEMORY_BYTES_MAX), "me");
-        t->options = cases[c].options;
+        const talk_case *c = &talk_cases[round % N_TALK_CASES];
+        talk *t = talk_open(c->format, open_memory(QW_MEMORY_BYTES_MAX), "me");
+        t->options = c->options;
         random_state = SEED + round;
         add_message(t, "user", "hello hello");
         for (int turn = 0; turn < 5; turn++) {
-            begin_prompt(t);
-            bool calls = !cases[c].asks || below(2);
-            kept *k = random_answer(t, calls);
-            if (below(2)) t->messages[t->n - 1].reasoning = (qw_text){0}; /* a client that drops the thinking */
-            if (below(2)) k->calls[0].id = NULL;                          /* or names calls itself */
-            add_message(t, calls ? "tool" : "user", "\n42");
+            random_turn(t, c->asks);
             expect_continued(t, "round");
         }
         close_talk(t);
